@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use http_body_util::Full;
 use insights_gateway::accounts::Account;
-use insights_gateway::cache::{Candidate, Kept, Lasted, Lasting, Purge, Replaced, Tier};
+use insights_gateway::cache::{Candidate, InsertOutcome, Purge, PurgeCompletion, PurgeOutcome, Replacement, Tier};
 use insights_gateway::core::clock::Instant;
 use insights_gateway::request::context::RequestContext;
 use insights_gateway::request::key::Key;
@@ -44,18 +44,18 @@ impl Tier for Journal {
         None
     }
 
-    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
+    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool {
         self.write(keep, |kept| kept.kept.then(|| format!("kept {}", candidate.key))).kept
     }
 
-    fn remove(&self, _: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
         self.write(remove, |keys| (!keys.is_empty()).then(|| format!("removed {} pages", keys.len())));
     }
 
-    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
+    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> PurgeCompletion<'_> {
         self.write(mark, |_| Some(format!("purged {which:?}")));
         // There is nothing to write.
-        Box::new(Lasted::default)
+        Box::new(PurgeOutcome::default)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

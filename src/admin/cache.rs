@@ -8,7 +8,7 @@ use super::answer::{json_answer, refuse};
 use super::requests::{self, EntriesQuery};
 use super::state::AdminState;
 use super::{body, status};
-use crate::cache::Purged;
+use crate::cache::PurgeReport;
 use crate::request::body::ResponseBody;
 
 /// The largest body of a purge, in bytes.
@@ -52,13 +52,13 @@ impl AdminState {
             purged
         });
         match purge.await {
-            Ok(Purged { pages, not_lasting: None, shared: None }) => {
+            Ok(PurgeReport { pages, not_durable: None, shared: None }) => {
                 json_answer(StatusCode::OK, &json!({"purged": pages}))
             }
-            Ok(Purged { pages, not_lasting: None, shared: Some(shared) }) => {
+            Ok(PurgeReport { pages, not_durable: None, shared: Some(shared) }) => {
                 json_answer(StatusCode::OK, &json!({"purged": pages, "shared": shared}))
             }
-            Ok(Purged { not_lasting: Some(why), .. }) => {
+            Ok(PurgeReport { not_durable: Some(why), .. }) => {
                 let message = format!("purged, but purged pages may come back at the next start: {why}");
                 refuse(StatusCode::INTERNAL_SERVER_ERROR, &message)
             }

@@ -18,7 +18,7 @@ use super::answer::{json_answer, not_allowed, refuse};
 use super::body;
 use super::state::AdminState;
 use crate::accounts::Team;
-use crate::cache::Outlook;
+use crate::cache::Freshness;
 use crate::config::Config;
 use crate::core::error::GatewayError;
 use crate::core::json;
@@ -187,8 +187,8 @@ impl AdminState {
             let refresh = asked.refresh;
             let preview = stack::decode_layer(config, shared);
             let key = preview.key_of(team, asked.operation, &asked.parameters, asked.body, shared.clock.now());
-            let outlook = key.map(|key| key.map(|key| shared.store.outlook(&key, shared.clock.moment())));
-            describe(outlook, refresh)
+            let freshness = key.map(|key| key.map(|key| shared.store.freshness(&key, shared.clock.moment())));
+            describe(freshness, refresh)
         };
         let budget = shared.registry.account(&team.account.name).map(|state| state.budget);
         let status = budget.as_ref().map(|budget| budget.status());
@@ -226,15 +226,15 @@ pub(super) fn to_json(config: &Config, data: Option<&str>) -> Value {
     })
 }
 
-fn describe(outlook: Result<Option<Outlook>, GatewayError>, refresh: bool) -> (&'static str, u32, String) {
+fn describe(freshness: Result<Option<Freshness>, GatewayError>, refresh: bool) -> (&'static str, u32, String) {
     let said = |cost, calls, message: &str| (cost, calls, message.to_owned());
-    match outlook {
+    match freshness {
         Err(error) => said("refused", 0, error.message()),
         Ok(None) => said("call", 2, "one call to Twilio, and one for the metadata that the team's policy needs"),
         Ok(Some(_)) if refresh => said("call", 1, "one call to Twilio, because a fresh answer is requested"),
-        Ok(Some(Outlook::Fresh)) => said("hit", 0, "nothing: a fresh answer is stored"),
-        Ok(Some(Outlook::Stale)) => said("stale", 1, "a stale answer at once, and one call that refreshes it"),
-        Ok(Some(Outlook::Absent)) => {
+        Ok(Some(Freshness::Fresh)) => said("hit", 0, "nothing: a fresh answer is stored"),
+        Ok(Some(Freshness::Stale)) => said("stale", 1, "a stale answer at once, and one call that refreshes it"),
+        Ok(Some(Freshness::Absent)) => {
             said("call", 1, "one call to Twilio, unless another request is asking the same already")
         }
     }

@@ -21,9 +21,10 @@ use crate::metrics::{CauseLabels, Metrics, StaticLabel};
 use crate::request::key::Key;
 use crate::twilio::endpoint::Operation;
 
-struct BeyondUse;
+/// Tells moka how long an entry may be served.
+struct ExpireWhenUnusable;
 
-impl Expiry<Key, Arc<Entry>> for BeyondUse {
+impl Expiry<Key, Arc<Entry>> for ExpireWhenUnusable {
     fn expire_after_create(&self, _: &Key, entry: &Arc<Entry>, _: std::time::Instant) -> Option<Duration> {
         Some(entry.usable())
     }
@@ -55,7 +56,7 @@ impl Memory {
             .max_capacity(pages)
             .weigher(|_, entry: &Arc<Entry>| entry.weight())
             .eviction_policy(EvictionPolicy::lru())
-            .expire_after(BeyondUse)
+            .expire_after(ExpireWhenUnusable)
             .eviction_listener(move |_, entry: Arc<Entry>, cause| {
                 if cause == RemovalCause::Replaced && entry.is_reweighed() {
                     return;

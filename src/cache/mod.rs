@@ -41,10 +41,10 @@ mod tiers;
 
 pub(crate) use self::disk::SavedCheckpoint;
 pub use self::disk::{DiskFault, DiskSettings, DiskView};
-pub use self::purge::{Purge, Purged};
+pub use self::purge::{Purge, PurgeReport};
 pub use self::response::CacheResponse;
-pub(crate) use self::store::Unkept;
+pub(crate) use self::store::UnstoredResponse;
 pub use self::store::listing::EntryView;
-pub use self::store::{Outlook, Store};
+pub use self::store::{Freshness, Store};
 pub use self::stored::StoredResponse;
-pub use self::tier::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};
+pub use self::tier::{Candidate, InsertOutcome, PurgeCompletion, PurgeOutcome, Replacement, Tier};

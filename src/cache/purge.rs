@@ -40,13 +40,13 @@ fn is_data(operation: Operation) -> bool {
     matches!(operation, Operation::Metadata | Operation::Query | Operation::Page | Operation::JobSubmit)
 }
 
-/// What a purge did.
+/// What a purge did, in memory and beyond it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Purged {
+pub struct PurgeReport {
     /// Pages that were dropped.
     pub pages: u64,
     /// Why the purge may not survive a restart: the disk tier's file could neither be changed nor removed.
-    pub not_lasting: Option<String>,
+    pub not_durable: Option<String>,
     /// Whether other replicas have been told; `None` if there is no store that they share. If it is `false`, they are
     /// told when the store is back.
     pub shared: Option<bool>,

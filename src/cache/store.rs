@@ -1,8 +1,10 @@
 //! The store: memory, the tiers behind it, and the flights that fetch what is missing.
 
+mod compression;
+mod insertion;
 pub(super) mod listing;
-mod outdated;
 mod purging;
+mod replacements;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,18 +12,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
-use self::outdated::Outdated;
-pub(crate) use self::outdated::Seen;
+pub(crate) use self::insertion::UnstoredResponse;
+pub(crate) use self::replacements::LookupSnapshot;
+use self::replacements::RecentReplacements;
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::entry::Entry;
 use super::fill_lock::FillLock;
-use super::flight::{Flights, Lease};
+use super::flight::Flights;
 use super::job_notes::JobNotes;
 use super::known_jobs::{self, KnownJobs};
 use super::memory::Memory;
-use super::sets::{Membership, ResultSet};
-use super::stored::StoredResponse;
-use super::tier::{Candidate, Kept, Replaced, Tier};
+use super::sets::Membership;
+use super::tier::Tier;
 use super::tiers::Tiers;
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant, Moment};
@@ -29,52 +31,17 @@ use crate::metrics::Metrics;
 use crate::request::context::RequestContext;
 use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
-use crate::request::response::{CodedBody, Representation};
-use crate::twilio::endpoint::Operation;
+use crate::request::response::Representation;
 
-/// What a request would find in memory.
+/// How fresh the response is that a request would find in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outlook {
+pub enum Freshness {
     /// A stored response that is served without asking Twilio.
     Fresh,
     /// A stored response that is served while it is refreshed.
     Stale,
     /// No stored response that is served without asking Twilio.
     Absent,
-}
-
-/// A successful response that is not kept.
-#[derive(Debug)]
-pub(crate) struct Unkept {
-    /// The name of the account whose data it is.
-    pub(crate) account: Arc<str>,
-    pub(crate) asked: Instant,
-    pub(crate) made: Moment,
-    /// For a first page: its result set, whose further pages may be kept.
-    pub(crate) begins: Option<ResultSet>,
-    /// The key of the page after it.
-    pub(crate) next: Option<Key>,
-    /// Whether it is for all clients. A response for one client removes only pages that contradict it.
-    pub(crate) is_shared: bool,
-}
-
-impl Unkept {
-    fn of(key: Key, entry: &Entry) -> Self {
-        Self {
-            account: Arc::clone(&entry.stored.account),
-            asked: entry.asked,
-            made: entry.stored.made,
-            begins: entry.stored.result_set.filter(|result_set| result_set.first == key),
-            next: entry.stored.next,
-            is_shared: true,
-        }
-    }
-}
-
-/// Whether the further pages of a new first page can be distinguished from those of the `old` one. If the first tokens
-/// differ, all are assumed to differ. Where a later one does not, its page is dropped then.
-fn is_apart(next: Option<Key>, old: Option<&Entry>) -> bool {
-    next.is_none() || old.is_some_and(|old| old.stored.next.is_some() && old.stored.next != next)
 }
 
 /// Responses that are compressed at the same time. Compression is never urgent, and must not take the cores from
@@ -96,7 +63,7 @@ pub struct Store {
     fill_lock: Option<Arc<dyn FillLock>>,
     /// Held while the content changes. So an entry that is inserted again with a new weight is still the current one,
     /// and no response is kept that was requested before a purge.
-    changes: Arc<Mutex<Outdated>>,
+    changes: Arc<Mutex<RecentReplacements>>,
     /// Bytes written since the store last made moka evict.
     unsettled: Arc<AtomicU64>,
     purges: Arc<AtomicU64>,
@@ -250,13 +217,13 @@ impl Store {
     }
 
     /// What a request for `key` without cache directives would find in memory.
-    pub fn outlook(&self, key: &Key, now: Moment) -> Outlook {
-        let Some(entry) = self.page(key) else { return Outlook::Absent };
+    pub fn freshness(&self, key: &Key, now: Moment) -> Freshness {
+        let Some(entry) = self.page(key) else { return Freshness::Absent };
         let (age, lifetimes) = (entry.stored.age(now), entry.stored.lifetimes);
         match () {
-            () if age <= lifetimes.fresh => Outlook::Fresh,
-            () if age <= lifetimes.fresh.saturating_add(lifetimes.stale_while_revalidate) => Outlook::Stale,
-            () => Outlook::Absent,
+            () if age <= lifetimes.fresh => Freshness::Fresh,
+            () if age <= lifetimes.fresh.saturating_add(lifetimes.stale_while_revalidate) => Freshness::Stale,
+            () => Freshness::Absent,
         }
     }
 
@@ -270,228 +237,7 @@ impl Store {
         weight > (self.capacity - self.capacity / Self::SETS_SHARE) / Self::LARGEST_SHARE
     }
 
-    /// Keeps the response of a flight. Returns whether it did. It does not keep a response that was requested before a
-    /// purge of it, that is too large, or to which the present entry does not yield.
-    pub(crate) fn insert(&self, key: Key, entry: Entry, lease: &Lease, yields: impl Fn(&Arc<Entry>) -> bool) -> bool {
-        let entry = Arc::new(entry);
-        let weight = u64::from(entry.weight());
-        let mut keep = || {
-            let _changing = self.changing();
-            if self.is_too_large(weight) || lease.is_outdated() {
-                let is_success = entry.stored.representation.status.is_success();
-                let gone = if is_success { self.displace(key, &Unkept::of(key, &entry)) } else { vec![] };
-                return Kept { kept: false, gone };
-            }
-            let old = self.memory.get(&key);
-            if old.as_ref().is_some_and(|old| !yields(old)) || self.is_misplaced(&entry) {
-                return Kept { kept: false, gone: vec![] };
-            }
-            let gone = self.keep_set(key, &entry, old.as_deref());
-            self.memory.pages.insert(key, Arc::clone(&entry));
-            Kept { kept: true, gone }
-        };
-        self.put(key, &entry, lease.is_forced(), &mut keep)
-    }
-
-    /// Keeps the response of another replica, unless memory has a newer one, or one that is not to be mixed with it.
-    /// Returns whether it did. `seen` is what [`seen`](Self::seen) said before the response was looked up: one that was
-    /// looked up before a purge, or before it was replaced, may be an older one.
-    pub(crate) fn adopt(&self, key: Key, entry: Entry, seen: Seen) -> bool {
-        let entry = Arc::new(entry);
-        let mut keep = || {
-            let changing = self.changing();
-            let old = self.memory.get(&key);
-            let first = entry.stored.result_set.map(|set| set.first);
-            let is_wanted = self.has_held(&changing, seen, [Some(key), first])
-                && !self.is_too_large(entry.weight().into())
-                && old.as_ref().is_none_or(|old| entry.is_better_than(old))
-                && self.is_in_place(key, &entry);
-            if !is_wanted {
-                return Kept { kept: false, gone: vec![] };
-            }
-            let gone = self.keep_set(key, &entry, old.as_deref());
-            self.memory.pages.insert(key, Arc::clone(&entry));
-            Kept { kept: true, gone }
-        };
-        self.put(key, &entry, false, &mut keep)
-    }
-
-    /// What a look-up that begins now has seen of the changes.
-    pub(crate) fn seen(&self) -> Seen {
-        let changing = self.changing();
-        Seen { purges: self.purges(), batches: changing.batches() }
-    }
-
-    /// Whether nothing was purged, and none of these pages replaced, since a look-up began.
-    fn has_held(&self, outdated: &Outdated, seen: Seen, pages: [Option<Key>; 2]) -> bool {
-        self.purges() == seen.purges && !pages.iter().flatten().any(|key| outdated.has_since(key, seen.batches))
-    }
-
-    /// Gives the page of `key` a place in a result set of another replica, unless it has one in a set that began later.
-    pub(crate) fn adopt_place(&self, key: Key, result_set: ResultSet, account: &Arc<str>, seen: Seen) {
-        let changing = self.changing();
-        if self.has_held(&changing, seen, [Some(key), Some(result_set.first)]) {
-            self.memory.sets.restore_next(key, result_set, account);
-        }
-    }
-
-    /// Whether a result set is known, and its pages may be served.
-    pub(crate) fn has_set(&self, result_set: &ResultSet) -> bool {
-        self.memory.sets.lives(result_set)
-    }
-
-    fn put(&self, key: Key, entry: &Entry, is_forced: bool, keep: &mut dyn FnMut() -> Kept) -> bool {
-        let candidate = Candidate { key, stored: &entry.stored, asked: entry.asked, is_forced };
-        let kept = match self.tier() {
-            Some(tier) => tier.put(&candidate, keep),
-            None => keep().kept,
-        };
-        if kept {
-            self.settle(entry.weight().into());
-        }
-        kept
-    }
-
-    /// Whether a response of another replica belongs where it is: a first page to a set that is not older than the known
-    /// one, any other page to the set that has its place.
-    fn is_in_place(&self, key: Key, entry: &Entry) -> bool {
-        match &entry.stored.result_set {
-            Some(own) if own.first == key => self.memory.sets.is_newest(own),
-            _ => !self.is_misplaced(entry),
-        }
-    }
-
-    /// Whether the set of a further page has changed since the page was requested.
-    fn is_misplaced(&self, entry: &Entry) -> bool {
-        let StoredResponse { operation, place, result_set, .. } = &entry.stored;
-        if *operation != Operation::Page {
-            return false;
-        }
-        let now = entry.stored.made.after(entry.age_when_kept);
-        match (self.membership(place, now), result_set) {
-            (Membership::Of(expected), Some(own)) => !expected.is(own),
-            (Membership::Unknown, Some(_)) => false,
-            (Membership::Unknown, None) => {
-                // The place belongs to a set that has ended.
-                self.memory.sets.vacate(place);
-                false
-            }
-            (Membership::Lost, None) => entry.stored.representation.status.is_success(),
-            (Membership::Of(_), None) | (Membership::Lost, Some(_)) => true,
-        }
-    }
-
-    /// Records the set of a page that is about to be stored, and the place of the next page. Returns the keys of
-    /// removed pages: those that must not be served together with the new one.
-    fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) -> Vec<Key> {
-        let StoredResponse { account, result_set, next, .. } = &entry.stored;
-        let Some(result_set) = *result_set else { return vec![] };
-        // A set of another replica may be known by a later page already.
-        if result_set.first == key && !self.memory.sets.is_known(&result_set) {
-            self.memory.sets.begin(result_set, account, is_apart(*next, old));
-        }
-        let named = [*next, entry.previous].into_iter().flatten();
-        named.filter(|named| self.expect(*named, result_set, account)).collect()
-    }
-
-    /// Gives the page of `key` a place in this set. Returns whether that is new: an older page under the key is then
-    /// removed, on the disk too, which may have pages that memory has evicted.
-    fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
-        let Memory { pages, sets } = &self.memory;
-        let is_new = sets.expect(key, result_set, account)
-            && !pages.get(&key).is_some_and(|there| there.stored.is_of(&result_set));
-        if is_new {
-            pages.invalidate(&key);
-        }
-        is_new
-    }
-
-    /// Handles a successful response that is not kept. Older pages that it replaces are removed, on the disk too: no
-    /// client may read a replaced page afterwards, or an old further page beside a new first one.
-    pub(crate) fn supersede(&self, key: Key, unkept: &Unkept) {
-        let mut displace = || {
-            let _changing = self.changing();
-            self.displace(key, unkept)
-        };
-        match self.tier() {
-            Some(tier) => {
-                tier.remove(&Replaced { account: &unkept.account, asked: unkept.asked }, &mut displace);
-            }
-            None => drop(displace()),
-        }
-    }
-
-    /// Removes what the tiers behind memory have under `key`, if it was requested before `asked`. Memory keeps it.
-    pub(crate) fn remove_from_tiers(&self, key: Key, account: &Arc<str>, asked: Instant) {
-        if let Some(tier) = self.tier() {
-            tier.remove(&Replaced { account, asked }, &mut || vec![key]);
-        }
-    }
-
-    /// Removes the pages that `unkept` replaces. Returns their keys.
-    fn displace(&self, key: Key, unkept: &Unkept) -> Vec<Key> {
-        let old = self.memory.pages.get(&key);
-        if old.as_ref().is_some_and(|old| old.asked > unkept.asked || old.stored.made > unkept.made) {
-            return vec![];
-        }
-        let names_the_same = |old: &Arc<Entry>| unkept.next.is_some() && old.stored.next == unkept.next;
-        let is_replaced = unkept.is_shared || old.as_ref().is_some_and(names_the_same);
-        let mut gone = vec![];
-        if let Some(result_set) = unkept.begins {
-            if is_replaced {
-                self.memory.sets.begin(result_set, &unkept.account, is_apart(unkept.next, old.as_deref()));
-            }
-            gone.extend(unkept.next.filter(|next| self.expect(*next, result_set, &unkept.account)));
-        }
-        if is_replaced {
-            self.memory.pages.invalidate(&key);
-            gone.push(key);
-        }
-        gone
-    }
-
-    /// Compresses the body of `entry` in the background, once, if that is worth it.
-    pub(crate) fn compress(&self, key: Key, entry: &Arc<Entry>, clock: Clock) {
-        if !entry.stored.representation.may_be_coded() || entry.compression.gzip.has_begun() {
-            return;
-        }
-        // When all permits are taken, a later request for this response tries again.
-        let Ok(permit) = Arc::clone(&self.compressions).try_acquire_owned() else { return };
-        if !entry.compression.gzip.begin() {
-            return;
-        }
-        let (store, entry) = (self.clone(), Arc::clone(entry));
-        tokio::task::spawn_blocking(move || {
-            let coded = entry.stored.representation.gzip();
-            store.add_coded(key, &entry, coded, clock.moment());
-            drop(permit);
-        });
-    }
-
-    /// Keeps a page's compressed body with it, unless the page was removed meanwhile.
-    pub(crate) fn add_coded(&self, key: Key, entry: &Arc<Entry>, coded: Option<CodedBody>, now: Moment) {
-        let Some(coded) = coded else { return };
-        let weight = coded.weight() as u64;
-        if self.is_too_large(u64::from(entry.weight()) + weight) {
-            return;
-        }
-        {
-            let _changing = self.changing();
-            if !self.page(&key).is_some_and(|kept| Arc::ptr_eq(&kept, entry)) {
-                return;
-            }
-            if entry.compression.age.set(entry.stored.age(now)).is_err() || !entry.compression.gzip.set(coded) {
-                return;
-            }
-            // Inserted again, so that moka weighs it again.
-            entry.compression.reweighed.store(true, Ordering::Relaxed);
-            self.memory.pages.insert(key, Arc::clone(entry));
-            entry.compression.reweighed.store(false, Ordering::Relaxed);
-        }
-        self.settle(weight);
-    }
-
-    fn changing(&self) -> MutexGuard<'_, Outdated> {
+    fn changing(&self) -> MutexGuard<'_, RecentReplacements> {
         // It guards nothing else that a panic could leave half done.
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -41,17 +41,17 @@ pub trait Tier: Debug + Send + Sync {
     /// the tier's medium.
     ///
     /// `keep`, `remove` and the purges' `mark` exclude each other in a tier that needs memory's order.
-    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool;
+    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool;
 
     /// Calls `remove` once, which drops responses from memory and returns their keys. The tier drops them too, as far as
     /// they are older than what `replaced` them. Does not block on its medium.
-    fn remove(&self, replaced: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>);
+    fn remove(&self, replaced: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>);
 
     /// Calls `mark` once, which marks in memory the responses to drop and returns the first pages of the result sets to
     /// drop. Then drops these and all that `which` matches. Never refused: a purged response must not come back.
     ///
-    /// The returned function blocks until the purge lasts, or until it is known that it does not.
-    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_>;
+    /// The returned function blocks until the purge is durable, or until it is known that it is not.
+    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> PurgeCompletion<'_>;
 
     /// Writes the changes that still wait, and accepts no further changes.
     fn close(&self) -> BoxFuture<'_, ()>;
@@ -70,32 +70,32 @@ pub struct Candidate<'a> {
     pub is_forced: bool,
 }
 
-/// A response that is not kept, in whose place others are dropped.
+/// A response that is not kept. Others are dropped because of it.
 #[derive(Debug, Clone, Copy)]
-pub struct Replaced<'a> {
+pub struct Replacement<'a> {
     /// The name of its account.
     pub account: &'a Arc<str>,
     /// When it was requested.
     pub asked: Instant,
 }
 
-/// What keeping a response changed in memory.
+/// How memory took a response.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct InsertOutcome {
     /// Whether it was kept.
     pub kept: bool,
     /// The keys of other responses that were dropped.
-    pub gone: Vec<Key>,
+    pub removed: Vec<Key>,
 }
 
-/// Waits until a purge lasts.
-pub type Lasting<'a> = Box<dyn FnOnce() -> Lasted + 'a>;
+/// Blocks until a purge is durable, or until it is known that it is not.
+pub type PurgeCompletion<'a> = Box<dyn FnOnce() -> PurgeOutcome + 'a>;
 
-/// How far a purge reached beyond memory.
+/// How a purge of a tier ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Lasted {
+pub struct PurgeOutcome {
     /// Why it may not survive a restart.
-    pub not_lasting: Option<String>,
+    pub not_durable: Option<String>,
     /// Whether the store that replicas share has it; `None` without such a store.
     pub shared: Option<bool>,
 }

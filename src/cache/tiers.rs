@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::purge::Purge;
-use super::tier::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};
+use super::tier::{Candidate, InsertOutcome, PurgeCompletion, PurgeOutcome, Replacement, Tier};
 use crate::accounts::Account;
 use crate::core::clock::Instant;
 use crate::request::context::RequestContext;
@@ -37,30 +37,30 @@ impl Tier for Tiers {
         }
     }
 
-    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
+    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool {
         self.far.put(candidate, &mut || {
-            let mut gone = Vec::new();
+            let mut removed = Vec::new();
             let kept = self.near.put(candidate, &mut || {
                 let kept = keep();
-                gone.clone_from(&kept.gone);
+                removed.clone_from(&kept.removed);
                 kept
             });
-            Kept { kept, gone }
+            InsertOutcome { kept, removed }
         })
     }
 
-    fn remove(&self, replaced: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, replaced: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
         self.far.remove(replaced, &mut || {
-            let mut gone = Vec::new();
+            let mut removed = Vec::new();
             self.near.remove(replaced, &mut || {
-                gone = remove();
-                gone.clone()
+                removed = remove();
+                removed.clone()
             });
-            gone
+            removed
         });
     }
 
-    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
+    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> PurgeCompletion<'_> {
         let mut near = None;
         let far = self.far.purge(which, &mut || {
             let mut firsts = HashSet::new();
@@ -72,7 +72,7 @@ impl Tier for Tiers {
         });
         Box::new(move || {
             let (near, far) = (near.map(|near| near()).unwrap_or_default(), far());
-            Lasted { not_lasting: near.not_lasting.or(far.not_lasting), shared: near.shared.or(far.shared) }
+            PurgeOutcome { not_durable: near.not_durable.or(far.not_durable), shared: near.shared.or(far.shared) }
         })
     }
 
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
     use crate::cache::entry::Entry;
     use crate::cache::flight::{Flown, Kind};
-    use crate::cache::store::{Store, Unkept};
+    use crate::cache::store::{Store, UnstoredResponse};
     use crate::cache::stored::StoredResponse;
     use crate::core::clock::Clock;
     use crate::metrics::Metrics;
@@ -105,7 +105,7 @@ mod tests {
     struct Journal {
         lines: Arc<Mutex<Vec<String>>>,
         name: &'static str,
-        lasted: Lasted,
+        lasted: PurgeOutcome,
     }
 
     impl Journal {
@@ -126,18 +126,18 @@ mod tests {
             Some(Box::pin(async move { lines.lock().unwrap().push(format!("{name} get")) }))
         }
 
-        fn put(&self, _: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
-            let Kept { kept, gone } = keep();
-            self.say(&format!("put {kept} {}", gone.len()));
+        fn put(&self, _: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool {
+            let InsertOutcome { kept, removed } = keep();
+            self.say(&format!("put {kept} {}", removed.len()));
             kept
         }
 
-        fn remove(&self, _: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
-            let gone = remove();
-            self.say(&format!("remove {}", gone.len()));
+        fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+            let removed = remove();
+            self.say(&format!("remove {}", removed.len()));
         }
 
-        fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
+        fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> PurgeCompletion<'_> {
             mark();
             self.say(&format!("purge {which:?}"));
             Box::new(|| self.lasted.clone())
@@ -153,8 +153,8 @@ mod tests {
     async fn both_tiers_are_told_everything_and_memory_changes_once() {
         let (lines, clock) = (Arc::new(Mutex::new(Vec::new())), Clock::new());
         let journal = |name, lasted| Arc::new(Journal { lines: Arc::clone(&lines), name, lasted });
-        let near = journal("near", Lasted { not_lasting: Some("disk".to_owned()), shared: None });
-        let far = journal("far", Lasted { not_lasting: None, shared: Some(false) });
+        let near = journal("near", PurgeOutcome { not_durable: Some("disk".to_owned()), shared: None });
+        let far = journal("far", PurgeOutcome { not_durable: None, shared: Some(false) });
         let store = Store::new(1 << 20, &Metrics::new()).with_tier(Arc::new(Tiers { near, far }));
         let taken = || std::mem::take(&mut *lines.lock().unwrap());
 
@@ -167,14 +167,15 @@ mod tests {
         store.load(&query.team.account, &key, &query.context, now).unwrap().await;
         assert_eq!(taken(), ["near get", "far get"]);
         let (account, made) = ("main".into(), clock.moment());
-        store.supersede(key, &Unkept { account, asked: now, made, begins: None, next: None, is_shared: true });
+        store
+            .supersede(key, &UnstoredResponse { account, asked: now, made, begins: None, next: None, is_shared: true });
         assert_eq!(taken(), ["near remove 1", "far remove 1"]);
         // However many pages another replica has replaced, neither tier is waited for.
         let replaced = ["q", "r", "s"].map(|name| (*ClientQuery::example(Operation::Query, name, "").key(), made));
         store.outdate(&replaced.into(), clock);
         assert_eq!(taken(), ["near remove 3", "far remove 3"]);
         let purged = store.purge(&Purge::All);
-        assert_eq!((purged.not_lasting.as_deref(), purged.shared), (Some("disk"), Some(false)));
+        assert_eq!((purged.not_durable.as_deref(), purged.shared), (Some("disk"), Some(false)));
         assert_eq!(taken(), ["near purge All", "far purge All"]);
         store.close().await;
         assert_eq!(taken(), ["far close", "near close"]);

@@ -38,7 +38,7 @@ use crate::cache::entry::Entry;
 use crate::cache::record::Calendar;
 use crate::cache::sets::ResultSet;
 use crate::cache::stored::StoredResponse;
-use crate::cache::{Candidate, Kept, Lasted, Lasting, Purge, Replaced, Store, Tier};
+use crate::cache::{Candidate, InsertOutcome, Purge, PurgeCompletion, PurgeOutcome, Replacement, Store, Tier};
 use crate::core::clock::{Clock, Instant};
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
@@ -100,7 +100,7 @@ impl SharedPages {
     /// Brings what the store has under `key` into memory.
     async fn look_up(&self, generation: Generation, account: &Account, key: &Key) {
         let Inner { local, .. } = &*self.0;
-        let seen = local.seen();
+        let snapshot = local.lookup_snapshot();
         let Some(found) = self.find(generation, account, key).await else { return };
         let result_set = match &found {
             LookupResult::Page(entry) => entry.stored.result_set,
@@ -111,13 +111,13 @@ impl SharedPages {
         if let Some(result_set) = result_set.filter(|set| set.first != *key && !local.has_set(set))
             && let Some(LookupResult::Page(first)) = self.find(generation, account, &result_set.first).await
         {
-            local.adopt(result_set.first, *first, seen);
+            local.adopt(result_set.first, *first, snapshot);
         }
         match found {
             LookupResult::Page(entry) => {
-                local.adopt(*key, *entry, seen);
+                local.adopt(*key, *entry, snapshot);
             }
-            LookupResult::Place(result_set) => local.adopt_place(*key, result_set, &account.name, seen),
+            LookupResult::Place(result_set) => local.adopt_place(*key, result_set, &account.name, snapshot),
         }
     }
 
@@ -248,17 +248,17 @@ impl Tier for SharedPages {
         Some(waiting.boxed())
     }
 
-    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
-        let Kept { kept, mut gone } = keep();
+    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool {
+        let InsertOutcome { kept, mut removed } = keep();
         let Candidate { key, stored, asked, is_forced } = *candidate;
         let Some(account) = self.0.accounts.named(&stored.account) else { return kept };
         let asked = self.0.clock.earliest_moment(asked);
         if kept {
             // The next page's place in the new set is written over what there was.
-            gone.retain(|gone| Some(*gone) != stored.next);
+            removed.retain(|removed| Some(*removed) != stored.next);
         }
-        if !gone.is_empty() {
-            self.0.writer.remove(&account, gone, asked, if kept { Announce::Never } else { Announce::Always });
+        if !removed.is_empty() {
+            self.0.writer.remove(&account, removed, asked, if kept { Announce::Never } else { Announce::Always });
         }
         if kept {
             self.0.writer.put(PendingPage { account, key, stored: stored.clone(), asked, is_forced });
@@ -266,17 +266,17 @@ impl Tier for SharedPages {
         kept
     }
 
-    fn remove(&self, replaced: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
-        let gone = remove();
-        if let Some(account) = self.0.accounts.named(replaced.account).filter(|_| !gone.is_empty()) {
-            self.0.writer.remove(&account, gone, self.0.clock.earliest_moment(replaced.asked), Announce::Always);
+    fn remove(&self, replaced: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+        let removed = remove();
+        if let Some(account) = self.0.accounts.named(replaced.account).filter(|_| !removed.is_empty()) {
+            self.0.writer.remove(&account, removed, self.0.clock.earliest_moment(replaced.asked), Announce::Always);
         }
     }
 
-    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
+    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> PurgeCompletion<'_> {
         // It counts before memory changes, so that no purged page is taken from the store in between.
         let told = self.0.feed.publish_purge(which, mark);
-        Box::new(move || Lasted { not_lasting: None, shared: Some(told()) })
+        Box::new(move || PurgeOutcome { not_durable: None, shared: Some(told()) })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -34,7 +34,7 @@ use self::worker::{RemovalsOnly, Worker};
 use super::memory::Memory;
 use super::purge::Purge;
 use super::record::Boot;
-use super::tier::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};
+use super::tier::{Candidate, InsertOutcome, PurgeCompletion, PurgeOutcome, Replacement, Tier};
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant};
 use crate::metrics::Metrics;
@@ -201,12 +201,12 @@ impl Tier for Disk {
         }))
     }
 
-    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
+    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool {
         let Candidate { key, stored, .. } = *candidate;
         let bytes = page_weight(stored);
         let order = self.lock();
-        let Kept { kept, gone } = keep();
-        self.send_removal(&order, gone);
+        let InsertOutcome { kept, removed } = keep();
+        self.send_removal(&order, removed);
         if !kept {
             return false;
         }
@@ -225,13 +225,13 @@ impl Tier for Disk {
         true
     }
 
-    fn remove(&self, _: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
         let order = self.lock();
-        let gone = remove();
-        self.send_removal(&order, gone);
+        let removed = remove();
+        self.send_removal(&order, removed);
     }
 
-    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
+    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> PurgeCompletion<'_> {
         let (done, purged) = mpsc::sync_channel(1);
         let order = self.lock();
         self.shared.purges.fetch_add(1, Ordering::Relaxed);
@@ -249,7 +249,7 @@ impl Tier for Disk {
                     file::erase(&self.folder).map_err(|error| error.to_string())
                 }
             };
-            Lasted { not_lasting: lasting.err(), shared: None }
+            PurgeOutcome { not_durable: lasting.err(), shared: None }
         })
     }
 

@@ -419,17 +419,17 @@ impl Worker {
     /// Drops the changes that cannot be written. A purge cannot be dropped: the file is removed instead. Returns
     /// whether it was.
     pub(super) fn abandon_batch(&mut self) -> bool {
-        let mut gone = false;
+        let mut removed = false;
         self.remember_batch();
         if self.batch.iter().any(|change| matches!(change, DiskChange::Purge(..))) {
             let erased = self.erase("a purge could not be written to the disk cache");
-            gone = erased.is_ok();
-            self.clear |= !gone;
+            removed = erased.is_ok();
+            self.clear |= !removed;
             self.tell_purgers(&erased);
         }
         let failed = self.release_batch();
         self.shared.count("failed", failed);
-        gone
+        removed
     }
 
     fn tell_purgers(&mut self, done: &Result<(), String>) {

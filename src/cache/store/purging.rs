@@ -8,8 +8,8 @@ use super::Store;
 use crate::cache::disk::SavedCheckpoint;
 use crate::cache::entry::Entry;
 use crate::cache::memory::Memory;
-use crate::cache::purge::{Purge, Purged};
-use crate::cache::tier::{Lasted, Replaced};
+use crate::cache::purge::{Purge, PurgeReport};
+use crate::cache::tier::{PurgeOutcome, Replacement};
 use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
 
@@ -19,17 +19,17 @@ impl Store {
     /// returns.
     ///
     /// Blocks for as long as the disk takes: do not call it on an async worker thread.
-    pub fn purge(&self, which: &Purge) -> Purged {
+    pub fn purge(&self, which: &Purge) -> PurgeReport {
         self.purge_as_of(which, None)
     }
 
     /// The same for a purge of another replica, which came at this moment. What a flight brings that has called upstream
     /// since then is new.
-    pub(crate) fn purge_before(&self, which: &Purge, at: Moment) -> Purged {
+    pub(crate) fn purge_before(&self, which: &Purge, at: Moment) -> PurgeReport {
         self.purge_as_of(which, Some(at))
     }
 
-    fn purge_as_of(&self, which: &Purge, at: Option<Moment>) -> Purged {
+    fn purge_as_of(&self, which: &Purge, at: Option<Moment>) -> PurgeReport {
         let mut marked = Vec::new();
         let mut mark = || {
             let (entries, firsts) = self.mark_purged(which, at);
@@ -44,8 +44,8 @@ impl Store {
             }
         };
         let pages = self.remove_purged(&marked);
-        let Lasted { not_lasting, shared } = lasting.map(|lasting| lasting()).unwrap_or_default();
-        Purged { pages, not_lasting, shared }
+        let PurgeOutcome { not_durable, shared } = lasting.map(|lasting| lasting()).unwrap_or_default();
+        PurgeReport { pages, not_durable, shared }
     }
 
     /// The first pages of the result sets in which `which` matches a page.
@@ -66,7 +66,7 @@ impl Store {
             self.remove_outdated(replaced, clock)
         };
         match self.tier() {
-            Some(tier) => tier.remove(&Replaced { account: &"".into(), asked: clock.now() }, &mut remove),
+            Some(tier) => tier.remove(&Replacement { account: &"".into(), asked: clock.now() }, &mut remove),
             None => drop(remove()),
         }
     }
@@ -78,7 +78,7 @@ impl Store {
         let is_newer = |there: &Entry, cutoff: Moment| {
             there.asked != clock.start() && clock.earliest_moment(there.asked) >= cutoff
         };
-        let (mut outdated, mut gone, mut known) = (HashMap::new(), Vec::new(), HashSet::new());
+        let (mut outdated, mut removed, mut known) = (HashMap::new(), Vec::new(), HashSet::new());
         let mut ended = HashSet::new();
         for (key, cutoff) in replaced {
             let there = pages.get(key);
@@ -95,7 +95,7 @@ impl Store {
                 if sets.of(&first).is_some_and(|set| set.first == first) {
                     ended.insert(first);
                 }
-                gone.extend(self.memory.remove_from(first));
+                removed.extend(self.memory.remove_from(first));
             }
         }
         if !ended.is_empty() {
@@ -112,7 +112,7 @@ impl Store {
         if !known.is_empty() {
             self.jobs.forget(|key| known.contains(key));
         }
-        gone
+        removed
     }
 
     /// The checkpoint that an earlier process saved with its pages on the disk.

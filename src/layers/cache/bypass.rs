@@ -10,7 +10,7 @@ use super::keep::{cached_as, place};
 use super::layer::{Answered, CacheLayer};
 use super::writes;
 use crate::cache::response::{Content, Source};
-use crate::cache::{CacheResponse, Unkept};
+use crate::cache::{CacheResponse, UnstoredResponse};
 use crate::core::error::GatewayError;
 use crate::core::outcome::Outcome;
 use crate::request::call::{UpstreamCall, UpstreamResponse};
@@ -50,9 +50,15 @@ where
     {
         let next = Some(Key::of_page(&call.team.account, &Parameters::of_page(&token)));
         let account = Arc::clone(&call.team.account.name);
-        let unkept =
-            Unkept { account, asked, made, begins: Some(layer.unkept_set(call.key, made)), next, is_shared: false };
-        layer.store.supersede(call.key, &unkept);
+        let unstored = UnstoredResponse {
+            account,
+            asked,
+            made,
+            begins: Some(layer.unstored_set(call.key, made)),
+            next,
+            is_shared: false,
+        };
+        layer.store.supersede(call.key, &unstored);
     }
     cache_control::normalise(&mut answer.headers, layer.clock.wall_now());
     let content = Content::Forwarded(Arc::new(Representation::new(answer, call.endpoint.returns)), key);

@@ -25,7 +25,7 @@ use http::StatusCode;
 
 use super::layer::CacheLayer;
 use crate::accounts::Account;
-use crate::cache::Unkept;
+use crate::cache::UnstoredResponse;
 use crate::cache::entry::Entry;
 use crate::cache::flight::Lease;
 use crate::cache::known_jobs::KnownJob;
@@ -293,7 +293,7 @@ impl CacheLayer {
     /// Results do not exist, or no longer. Removes the job's stored results, and a status that says that they exist.
     fn end_results(&self, call: &UpstreamCall, id: &str, answer: &UpstreamResponse, asked: Instant, lease: &Lease) {
         let (account, now) = (&call.team.account, self.clock.moment());
-        let superseded = || Unkept {
+        let superseded = || UnstoredResponse {
             account: Arc::clone(&account.name),
             asked,
             made: now,

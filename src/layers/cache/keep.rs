@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::age::{agree, rounded_up};
 use super::layer::CacheLayer;
-use crate::cache::Unkept;
+use crate::cache::UnstoredResponse;
 use crate::cache::entry::Entry;
 use crate::cache::flight::{FlightResult, Lease};
 use crate::cache::sets::{Membership, ResultSet};
@@ -112,15 +112,15 @@ impl CacheLayer {
         let made = moment.before(storage.age);
         let Some(lifetimes) = narrowed.filter(|lifetimes| !lifetimes.usable().is_zero()) else {
             if class != CacheClass::None && page.status.is_success() {
-                let unkept = Unkept {
+                let unstored = UnstoredResponse {
                     account: Arc::clone(&call.team.account.name),
                     asked: asked.at,
                     made,
-                    begins: (class == CacheClass::Query).then(|| self.unkept_set(call.key, made)),
+                    begins: (class == CacheClass::Query).then(|| self.unstored_set(call.key, made)),
                     next,
                     is_shared: true,
                 };
-                self.store.supersede(call.key, &unkept);
+                self.store.supersede(call.key, &unstored);
             }
             return finished(false);
         };
@@ -153,7 +153,7 @@ impl CacheLayer {
 
     /// The set of a first page that is not kept. Its further pages may be kept, for as long as pages whose first page
     /// is unknown.
-    pub(super) fn unkept_set(&self, first: Key, made: Moment) -> ResultSet {
+    pub(super) fn unstored_set(&self, first: Key, made: Moment) -> ResultSet {
         ResultSet::begin(first, made, Lifetimes::fresh_only(self.policy.query.fresh))
     }
 

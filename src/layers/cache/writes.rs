@@ -19,7 +19,7 @@ use tracing::Instrument;
 
 use super::layer::CacheLayer;
 use crate::accounts::Account;
-use crate::cache::{Purge, Purged};
+use crate::cache::{Purge, PurgeReport};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 
@@ -77,8 +77,8 @@ async fn drop_outdated(layer: &CacheLayer, account: &Account) {
     let purged = tokio::time::timeout(DISK_PATIENCE, join_all(purges)).await.unwrap_or_default();
     let pages: u64 = purged.iter().flatten().map(|purged| purged.pages).sum();
     tracing::info!(account = %account.name, pages, "a custom field was written, or may have been: the stored metadata and queries of its account were removed");
-    for Purged { not_lasting, .. } in purged.into_iter().flatten() {
-        if let Some(error) = not_lasting {
+    for PurgeReport { not_durable, .. } in purged.into_iter().flatten() {
+        if let Some(error) = not_durable {
             tracing::error!(account = %account.name, error, "the disk could not remove the responses that a write made wrong, and a restart may restore them: purge the account");
         }
     }

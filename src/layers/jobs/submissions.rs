@@ -8,7 +8,7 @@ use tower::Service;
 use super::answers::{is_of_use, retry_after, told};
 use super::layer::{Answered, Jobs, Shared};
 use crate::cache::entry::Entry;
-use crate::cache::{CacheResponse, Unkept};
+use crate::cache::{CacheResponse, UnstoredResponse};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::uuid;
 use crate::request::key::Key;
@@ -61,7 +61,7 @@ where
         let made = store.page(query.key()).filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.fresh);
         let Some(made) = made.filter(|entry| entry.stored.representation.status.is_success()) else { return };
         if !self.may_share(query, &made, may_poll).await {
-            let unkept = Unkept {
+            let unstored = UnstoredResponse {
                 account: Arc::clone(&made.stored.account),
                 asked: made.asked,
                 made: made.stored.made,
@@ -69,7 +69,7 @@ where
                 next: None,
                 is_shared: true,
             };
-            store.supersede(*query.key(), &unkept);
+            store.supersede(*query.key(), &unstored);
         }
     }
 

@@ -11,7 +11,7 @@ use super::submissions::only;
 use super::*;
 use crate::accounts::{PerAccount, Team};
 use crate::cache::known_jobs::KnownJob;
-use crate::cache::{Purge, Store, Unkept};
+use crate::cache::{Purge, Store, UnstoredResponse};
 use crate::core::clock::Clock;
 use crate::core::error::Reason;
 use crate::core::outcome::Outcome;

@@ -5,7 +5,7 @@ use redis::cmd;
 use super::*;
 use crate::accounts::Team;
 use crate::cache::flight::{Flown, Kind};
-use crate::cache::{DiskSettings, Unkept};
+use crate::cache::{DiskSettings, UnstoredResponse};
 use crate::config::Shared as Settings;
 use crate::metrics::{Metrics, SharedLabels, StaticLabel};
 use crate::replicas::test_server::{TestServer, until};

@@ -61,7 +61,7 @@ async fn a_purge_is_on_the_disk_when_it_returns() {
     first.keep(3);
     first.until("written", |first| first.writes("written") == 3).await;
     let purged = first.store.purge(&Purge::Key(key(1).short().to_string()));
-    assert_eq!(purged, Purged { pages: 2, not_lasting: None, shared: None });
+    assert_eq!(purged, PurgeReport { pages: 2, not_durable: None, shared: None });
     // As after a kill at this moment.
     copy_of_open_file(home.path(), other.path());
     let second = Running::start(other.path()).await;
@@ -76,10 +76,10 @@ async fn a_purge_that_cannot_be_written_removes_the_file() {
     let running = Running::start(home.path()).await;
     assert!(!running.view().enabled);
     running.keep(1);
-    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None, shared: None });
+    assert_eq!(running.store.purge(&Purge::All), PurgeReport { pages: 1, not_durable: None, shared: None });
     assert!(files(home.path()).is_empty(), "{:?}", files(home.path()));
     // There is no page to remove.
-    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 0, not_lasting: None, shared: None });
+    assert_eq!(running.store.purge(&Purge::All), PurgeReport { pages: 0, not_durable: None, shared: None });
 }
 
 #[tokio::test]
@@ -89,11 +89,11 @@ async fn a_purge_says_so_where_the_file_is_another_processs_or_the_tier_has_ende
     first.keep(1);
     let second = Running::start(home.path()).await;
     let purged = second.store.purge(&Purge::All);
-    assert!(purged.not_lasting.is_some_and(|why| why.contains("another process")));
+    assert!(purged.not_durable.is_some_and(|why| why.contains("another process")));
     assert_eq!(files(home.path()), [file::NAME]);
     second.close().await;
     first.close().await;
-    assert_eq!(first.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None, shared: None });
+    assert_eq!(first.store.purge(&Purge::All), PurgeReport { pages: 1, not_durable: None, shared: None });
     assert!(files(home.path()).is_empty());
 }
 
@@ -158,11 +158,11 @@ async fn a_look_up_brings_what_was_not_replaced_meanwhile() {
         let (page, now) = (stored(n, clock, body(n)), clock.now());
         store.adopt(key(n), Entry::new(&key(n), page, now, now, Duration::ZERO), seen)
     };
-    let seen = store.seen();
+    let seen = store.lookup_snapshot();
     store.outdate(&[(key(7), clock.moment())].into(), clock);
     assert!(adopt(8, seen) && !adopt(7, seen));
-    assert!(adopt(7, store.seen()), "it was looked up after that");
-    let seen = store.seen();
+    assert!(adopt(7, store.lookup_snapshot()), "it was looked up after that");
+    let seen = store.lookup_snapshot();
     store.outdate(&(100..5100).map(|n| (key(n), clock.moment())).collect(), clock);
     assert!(!adopt(9, seen), "too many to be remembered");
 }

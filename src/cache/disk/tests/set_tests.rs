@@ -44,7 +44,7 @@ async fn a_page_that_memory_dropped_for_one_it_does_not_keep_stays_gone() {
     first.insert(1, kept);
     first.insert(2, further_page(2, set, clock, "old"));
     let newer = first_page(1, 2, clock, "not to be kept");
-    let unkept = Unkept {
+    let unstored = UnstoredResponse {
         account: Arc::clone(&newer.account),
         asked: clock.now(),
         made: newer.made,
@@ -52,7 +52,7 @@ async fn a_page_that_memory_dropped_for_one_it_does_not_keep_stays_gone() {
         next: newer.next,
         is_shared: true,
     };
-    first.store.supersede(key(1), &unkept);
+    first.store.supersede(key(1), &unstored);
     let (second, _home) = after_a_kill(&first, home.path()).await;
     assert_eq!([1, 2].map(|n| second.body(n)), [None, None]);
 }

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::accounts::Account;
-use crate::cache::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};
+use crate::cache::{Candidate, InsertOutcome, PurgeCompletion, PurgeOutcome, Replacement, Tier};
 use crate::request::context::RequestContext;
 
 /// Has a page of this age under every key.
@@ -29,21 +29,21 @@ impl Tier for Far {
         let stored = StoredResponse { lifetimes: POLICY.query, ..stored };
         let mut entry = Entry::new(key, stored, now, now, self.age);
         entry.by_another = true;
-        self.local.adopt(*key, entry, self.local.seen());
+        self.local.adopt(*key, entry, self.local.lookup_snapshot());
         Some(ready(()).boxed())
     }
 
-    fn put(&self, _: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
+    fn put(&self, _: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool {
         keep().kept
     }
 
-    fn remove(&self, _: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
         remove();
     }
 
-    fn purge(&self, _: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
+    fn purge(&self, _: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> PurgeCompletion<'_> {
         mark();
-        Box::new(Lasted::default)
+        Box::new(PurgeOutcome::default)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

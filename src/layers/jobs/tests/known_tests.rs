@@ -230,7 +230,7 @@ async fn polls_are_rare_while_no_status_is_stored() {
 
 /// Drops the stored status of `op_1`, and nothing of what is known.
 fn evict(rig: &Rig) {
-    let unkept = Unkept {
+    let unstored = UnstoredResponse {
         account: "main".into(),
         asked: rig.clock.now(),
         made: rig.clock.moment(),
@@ -238,7 +238,7 @@ fn evict(rig: &Rig) {
         next: None,
         is_shared: true,
     };
-    rig.store.supersede(Key::of_job(&rig.submission().team.account, "op_1"), &unkept);
+    rig.store.supersede(Key::of_job(&rig.submission().team.account, "op_1"), &unstored);
 }
 
 #[tokio::test(start_paused = true)]

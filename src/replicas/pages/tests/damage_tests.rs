@@ -52,8 +52,8 @@ async fn a_value_of_another_type_is_a_miss_that_is_replaced_or_removed() {
     damage().await;
     let account = Arc::clone(&one.account.name);
     let (asked, made) = (one.clock.now(), one.clock.moment());
-    let unkept = Unkept { account, asked, made, begins: None, next: None, is_shared: true };
-    one.store.supersede(key("a"), &unkept);
+    let unstored = UnstoredResponse { account, asked, made, begins: None, next: None, is_shared: true };
+    one.store.supersede(key("a"), &unstored);
     one.written().await;
     assert!(one.pages.0.writer.is_idle() && one.page_keys().await.is_empty());
     assert_eq!((one.operations("page_remove", "ok"), one.operations("page_remove", "error")), (1, 0));

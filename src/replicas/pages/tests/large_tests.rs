@@ -85,8 +85,8 @@ async fn a_large_page_that_was_overtaken_does_not_come_back() {
         } else {
             let account = Arc::clone(&one.account.name);
             let (asked, made) = (one.clock.now(), one.clock.moment());
-            let unkept = Unkept { account, asked, made, begins: None, next: None, is_shared: true };
-            one.store.supersede(key("large"), &unkept);
+            let unstored = UnstoredResponse { account, asked, made, begins: None, next: None, is_shared: true };
+            one.store.supersede(key("large"), &unstored);
         }
         let done = if is_replaced { "page_put" } else { "page_remove" };
         until("the later change is made", || one.operations(done, "ok") == 1).await;

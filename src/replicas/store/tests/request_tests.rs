@@ -17,7 +17,7 @@ use tower::{Layer, Service, service_fn};
 use super::*;
 use crate::accounts::{Account, PerAccount, Team};
 use crate::budget::{AccountBudget, CircuitPolicy, Limits};
-use crate::cache::{Candidate, Kept, Lasted, Lasting, Purge, Replaced, Store, Tier};
+use crate::cache::{Candidate, InsertOutcome, Purge, PurgeCompletion, PurgeOutcome, Replacement, Store, Tier};
 use crate::config::{Servers, StoreUrl};
 use crate::core::backoff::Backoff;
 use crate::core::peer::{Origin, Peer};
@@ -171,17 +171,17 @@ impl Tier for Pages {
         Some(looking.boxed())
     }
 
-    fn put(&self, _: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
+    fn put(&self, _: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool {
         keep().kept
     }
 
-    fn remove(&self, _: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
         remove();
     }
 
-    fn purge(&self, _: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
+    fn purge(&self, _: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> PurgeCompletion<'_> {
         mark();
-        Box::new(Lasted::default)
+        Box::new(PurgeOutcome::default)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

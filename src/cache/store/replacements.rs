@@ -1,25 +1,25 @@
-//! Which pages other replicas have replaced lately, so that a look-up that began earlier does not put an older page
-//! into memory.
+//! The pages that other replicas have replaced lately. A look-up that began before that must not put an older page into
+//! memory.
 
 use std::collections::HashMap;
 
 use crate::request::key::Key;
 
-/// What a look-up has seen when it began. Later changes decide whether what it finds may be used.
+/// How many changes there were when a look-up began. What it finds may be used only if no later change is about it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
+pub(crate) struct LookupSnapshot {
     pub(super) purges: u64,
     pub(super) batches: u64,
 }
 
 /// The pages of the newest batches, each with the number of its last batch.
 #[derive(Debug, Default)]
-pub(super) struct Outdated {
+pub(super) struct RecentReplacements {
     batches: u64,
     last: HashMap<Key, u64>,
 }
 
-impl Outdated {
+impl RecentReplacements {
     /// Pages that are remembered.
     const MOST: usize = 4096;
 
@@ -52,13 +52,13 @@ mod tests {
     #[test]
     fn only_what_was_replaced_later_counts_and_not_for_ever() {
         let key = |n: usize| Key::from_bytes(std::array::from_fn(|at| (n >> (8 * (at % 4))) as u8));
-        let mut outdated = Outdated::default();
+        let mut outdated = RecentReplacements::default();
         assert!(outdated.add([key(1), key(2)].iter()));
         let seen = outdated.batches();
         assert!(outdated.add([key(2)].iter()));
         assert!(outdated.has_since(&key(1), seen - 1) && !outdated.has_since(&key(1), seen));
         assert!(outdated.has_since(&key(2), seen) && !outdated.has_since(&key(3), 0));
-        let many: Vec<_> = (0..=Outdated::MOST).map(key).collect();
+        let many: Vec<_> = (0..=RecentReplacements::MOST).map(key).collect();
         assert!(!outdated.add(many.iter()), "too many");
         assert!(!outdated.has_since(&key(2), 0) && outdated.add([key(2)].iter()));
     }
