@@ -1,7 +1,7 @@
-//! The interface of the lock that replicas share, so that one of them fills the cache for all.
+//! The interface of the lock that replicas share. With it one of them fills the cache for all.
 //!
-//! The table of [`flight`](super::flight) stays in front of it: one claim for each process and key is all that goes over
-//! the network. The task that leads a flight of this process claims it here before it calls upstream.
+//! The table of [`flight`](super::flight) is in front of it, so each process sends one claim for a key over the network.
+//! The task that leads a flight of this process claims it here before it calls upstream.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::twilio::endpoint::Operation;
 pub(crate) trait FillLock: Debug + Send + Sync {
     /// Claims a flight. Ends within the time that one operation of the lock may take, and is not to be dropped before: a
     /// claim that was granted to nobody costs the others a lease.
-    fn claim(&self, wanted: &Wanted) -> BoxFuture<'static, Turn>;
+    fn claim(&self, request: &ClaimRequest) -> BoxFuture<'static, ClaimOutcome>;
 
     /// How long one request may wait for the lock and for what is stored with it, over all operations.
     fn patience(&self) -> Duration;
@@ -36,9 +36,9 @@ pub(crate) trait FillLock: Debug + Send + Sync {
     fn outdate(&self, outdated: Vec<(Key, Moment)>);
 }
 
-/// The flight that a caller wants.
+/// A claim: the flight that a caller wants.
 #[derive(Debug, Clone)]
-pub(crate) struct Wanted {
+pub(crate) struct ClaimRequest {
     /// The team that the call is for, with its account.
     pub(crate) team: Arc<Team>,
     /// The clients that wait for it here. The replica that leads has to know whether any do, because a refresh that nobody
@@ -60,36 +60,36 @@ pub(crate) struct Wanted {
     pub(crate) context: Arc<RequestContext>,
 }
 
-/// What a caller has to do.
-pub(crate) enum Turn {
+/// What the caller has to do after a claim.
+pub(crate) enum ClaimOutcome {
     /// Call upstream for all replicas.
     Lead(FillLease),
     /// Wait for the flight of another replica. Safe to drop.
-    Wait(BoxFuture<'static, Waited>),
+    Wait(BoxFuture<'static, WaitOutcome>),
     /// A flight, which began then, has just stored a response: look for it.
-    Stored(Size, Moment),
+    Stored(StoredSize, Moment),
     /// Go on without the lock, which does not answer.
-    Alone,
+    Unavailable,
 }
 
 /// The size of a stored response, which says how long it is on its way to the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Size {
+pub(crate) enum StoredSize {
     Usual,
     Large,
 }
 
 /// How a wait for the flight of another replica ended.
 #[derive(Debug)]
-pub(crate) enum Waited {
+pub(crate) enum WaitOutcome {
     /// The flight has ended.
     Ended(FlightResult),
-    /// The flight, which began then, has stored a response that is too long to be told: look for it.
+    /// The flight, which began then, has stored a response that is too long to be sent: look for it.
     Stored(Option<Moment>),
-    /// Nobody will tell how it ended: claim it again.
+    /// Nobody knows how it ended: claim it again.
     Lost,
     /// The lock does not answer any more: continue without it.
-    Alone,
+    Unavailable,
 }
 
 /// Held by the caller that leads. Dropping it means that the flight was lost; the others claim it again.
@@ -97,13 +97,13 @@ pub(crate) enum Waited {
 pub(crate) struct FillLease(oneshot::Sender<FlightResult>);
 
 impl FillLease {
-    /// A lease, and what it is told of the end. An error there means that the flight was lost.
+    /// A lease, and the receiver of its end. An error there means that the flight was lost.
     pub(crate) fn new() -> (Self, oneshot::Receiver<FlightResult>) {
         let (sender, receiver) = oneshot::channel();
         (Self(sender), receiver)
     }
 
-    /// Tells the others the end. A refusal of this replica says nothing to them: each has its own queue, its own clients
+    /// Reports the end to the others. A refusal of this replica means nothing to them: each has its own queue, its own clients
     /// with their deadlines, and its own circuit.
     pub(crate) fn finish(self, finished: &FlightResult) {
         if finished.result.as_ref().err().is_none_or(|error| error.reason().is_of_an_attempt()) {

@@ -1,7 +1,7 @@
-//! How a flight ended, as bytes for other replicas.
+//! The end of a flight as bytes, for other replicas.
 //!
-//! Like a [`record`](super::record), but for seconds only: it may be a failure, or a response that is not stored. A long
-//! body is left out. Where the response was stored, the others find it there.
+//! It is like a [`record`](super::record), but is kept for seconds only. It may be a failure, or a response that is not
+//! stored. A long body is left out. If that response was stored, the others find it there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,12 @@ const RESPONSE: u8 = 0;
 const FAILURE: u8 = 1;
 const TOO_LONG: u8 = 2;
 
-/// What the others are told.
+/// The end of a flight, as another replica reads it.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum FlightRecord {
     /// How it ended.
     Ended(FlightResult),
-    /// It brought a response that is too long to be told. `is_shared`: the others find it where pages are stored, soon.
+    /// It brought a response that is too long for a record. `is_shared`: the others find it where pages are stored, soon.
     TooLong { is_shared: bool },
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn encode(finished: &FlightResult) -> Option<Vec<u8>> {
 }
 
 /// The end that was written; `None` if the bytes are anything else.
-pub(crate) fn decode(record: &[u8]) -> Option<Told> {
+pub(crate) fn decode(record: &[u8]) -> Option<FlightRecord> {
     let mut reader = Reader(record);
     if reader.u8()? != VERSION {
         return None;
@@ -61,10 +61,10 @@ pub(crate) fn decode(record: &[u8]) -> Option<Told> {
     let result = match reader.u8()? {
         RESPONSE => Ok(Arc::new(reader.representation()?)),
         FAILURE => Err(error(&mut reader)?),
-        TOO_LONG => return reader.is_empty().then_some(Told::TooLong { is_shared: stored }),
+        TOO_LONG => return reader.is_empty().then_some(FlightRecord::TooLong { is_shared: stored }),
         _ => return None,
     };
-    reader.is_empty().then_some(Told::Ended(FlightResult { result, stored, age, by_another: true }))
+    reader.is_empty().then_some(FlightRecord::Ended(FlightResult { result, stored, age, by_another: true }))
 }
 
 fn error(reader: &mut Reader<'_>) -> Option<GatewayError> {
@@ -114,7 +114,7 @@ mod tests {
 
     fn read_end(record: &[u8]) -> FlightResult {
         match decode(record) {
-            Some(Told::Ended(finished)) => finished,
+            Some(FlightRecord::Ended(finished)) => finished,
             other => panic!("{other:?}"),
         }
     }
@@ -139,7 +139,7 @@ mod tests {
     fn other_bytes_are_refused() {
         for is_shared in [true, false] {
             let told = decode(&encode_too_long(is_shared));
-            assert!(matches!(told, Some(Told::TooLong { is_shared: read }) if read == is_shared), "{told:?}");
+            assert!(matches!(told, Some(FlightRecord::TooLong { is_shared: read }) if read == is_shared), "{told:?}");
         }
         let ends = [response(), failure()].map(|finished| encode(&finished).unwrap());
         for mut record in ends.into_iter().chain([encode_too_long(true)]) {

@@ -2,14 +2,14 @@
 //!
 //! A stored answer expires, or is evicted, or is not stored at all because the configuration says so. What it told of
 //! its job stays true: that the job has ended, when its results end, and when Twilio may be polled again. This table
-//! keeps that in memory, for the jobs that answers were last about. It also keeps which pages of results Twilio has
+//! keeps that in memory, for the jobs of the last answers. It also keeps which pages of results Twilio has
 //! named: if Twilio no longer has one of those, the results have expired. An unknown page may never have existed.
 //!
 //! Where replicas share a store, they tell each other there which jobs are lost for good, and [notes](super::job_notes)
 //! of submissions and polls.
 //!
-//! For fewer jobs it keeps what their last polls brought, so that the wait before the next poll holds without a stored
-//! status, and for submissions whose end is unknown their `Idempotency-Key`.
+//! For fewer jobs it keeps what their last polls brought. So the wait before the next poll holds without a stored status.
+//! For submissions whose end is unknown it keeps their `Idempotency-Key`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -89,13 +89,13 @@ const GENERATION: usize = 16_384;
 /// The known jobs, under the keys of their statuses. Cheap to clone; all clones share one table.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KnownJobs {
-    jobs: Arc<Mutex<Generations<KnownJob, GENERATION>>>,
+    jobs: Arc<Mutex<RecentEntries<KnownJob, GENERATION>>>,
     /// The pages that results have named as their next ones, under the keys of requests with their tokens alone.
-    pages: Arc<Mutex<Generations<(), GENERATION>>>,
+    pages: Arc<Mutex<RecentEntries<(), GENERATION>>>,
     /// What the last polls brought, under the same keys as the jobs.
-    polls: Arc<Mutex<Generations<LastPolls, FEW>>>,
+    polls: Arc<Mutex<RecentEntries<LastPolls, FEW_ENTRIES>>>,
     /// Under the keys of submissions: the last one, if its end is unknown.
-    unsettled: Arc<Mutex<Generations<Option<Unsettled>, FEW>>>,
+    unsettled: Arc<Mutex<RecentEntries<Option<UncertainSubmission>, FEW_ENTRIES>>>,
     /// Which jobs are lost, as the replicas tell each other.
     shared: Option<Arc<dyn SharedGrants>>,
     /// The notes of all replicas.
@@ -104,7 +104,7 @@ pub(crate) struct KnownJobs {
 
 /// A submission whose end is unknown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Unsettled {
+pub(crate) struct UncertainSubmission {
     /// Its `Idempotency-Key`.
     pub(crate) key: HeaderValue,
     /// When that key was made.
@@ -125,36 +125,36 @@ pub(crate) struct LastPolls {
 }
 
 /// The most jobs of a generation whose last polls are kept, and the most submissions.
-const FEW: usize = 1024;
+const FEW_ENTRIES: usize = 1024;
 
 /// The largest body of a poll's answer that is kept, in bytes. All of them together take at most 8 MiB.
 const LARGEST_KEPT: usize = 4096;
 
-/// What was recorded last. It is forgotten when at least `MOST` others were recorded after it.
+/// A map of what was recorded last. An entry is forgotten when at least `MOST` others were recorded after it.
 #[derive(Debug, Default)]
-struct Generations<V, const MOST: usize> {
-    young: HashMap<Key, V>,
-    old: HashMap<Key, V>,
+struct RecentEntries<V, const MOST: usize> {
+    newer: HashMap<Key, V>,
+    older: HashMap<Key, V>,
 }
 
-impl<V: Clone + Default, const MOST: usize> Generations<V, MOST> {
+impl<V: Clone + Default, const MOST: usize> RecentEntries<V, MOST> {
     fn get(&self, key: &Key) -> Option<V> {
-        self.young.get(key).or_else(|| self.old.get(key)).cloned()
+        self.newer.get(key).or_else(|| self.older.get(key)).cloned()
     }
 
     fn forget(&mut self, is_forgotten: impl Fn(&Key) -> bool) {
-        self.young.retain(|key, _| !is_forgotten(key));
-        self.old.retain(|key, _| !is_forgotten(key));
+        self.newer.retain(|key, _| !is_forgotten(key));
+        self.older.retain(|key, _| !is_forgotten(key));
     }
 
     fn update(&mut self, key: Key, change: impl FnOnce(&mut V)) {
-        let Self { young, old } = self;
-        let mut known = young.remove(&key).or_else(|| old.remove(&key)).unwrap_or_default();
+        let Self { newer, older } = self;
+        let mut known = newer.remove(&key).or_else(|| older.remove(&key)).unwrap_or_default();
         change(&mut known);
-        if young.len() >= MOST {
-            *old = std::mem::take(young);
+        if newer.len() >= MOST {
+            *older = std::mem::take(newer);
         }
-        young.insert(key, known);
+        newer.insert(key, known);
     }
 }
 
@@ -241,7 +241,7 @@ impl KnownJobs {
     }
 
     /// Records that the last submission has had an unknown end; `None` if its end is known.
-    pub(crate) fn submitted(&self, submission: Key, unsettled: Option<Unsettled>) {
+    pub(crate) fn submitted(&self, submission: Key, unsettled: Option<UncertainSubmission>) {
         let mut keys = lock(&self.unsettled);
         if unsettled.is_some() || keys.get(&submission).flatten().is_some() {
             keys.update(submission, |kept| *kept = unsettled);
@@ -252,12 +252,12 @@ impl KnownJobs {
     pub(crate) fn shared_key(&self, submission: &Key, key: &HeaderValue) {
         let mut keys = lock(&self.unsettled);
         if let Some(unsettled) = keys.get(submission).flatten().filter(|unsettled| unsettled.key == *key) {
-            keys.update(*submission, |kept| *kept = Some(Unsettled { is_shared: true, ..unsettled }));
+            keys.update(*submission, |kept| *kept = Some(UncertainSubmission { is_shared: true, ..unsettled }));
         }
     }
 
     /// The last submission, if its end is unknown.
-    pub(crate) fn unsettled(&self, submission: &Key) -> Option<Unsettled> {
+    pub(crate) fn unsettled(&self, submission: &Key) -> Option<UncertainSubmission> {
         lock(&self.unsettled).get(submission).flatten()
     }
 
@@ -282,15 +282,15 @@ impl KnownJobs {
         lock(&self.unsettled).forget(is_submission);
         lock(&self.polls).forget(&is_status);
         let mut generations = lock(&self.jobs);
-        let Generations { young, old } = &mut *generations;
-        for (_, known) in young.iter_mut().chain(old).filter(|(key, _)| is_status(key)) {
+        let RecentEntries { newer, older } = &mut *generations;
+        for (_, known) in newer.iter_mut().chain(older).filter(|(key, _)| is_status(key)) {
             let KnownJob { completed, lost, was_not_found, submission, .. } = *known;
             *known = KnownJob { completed, lost, was_not_found, submission, ..KnownJob::default() };
         }
     }
 }
 
-fn lock<V, const MOST: usize>(generations: &Mutex<Generations<V, MOST>>) -> MutexGuard<'_, Generations<V, MOST>> {
+fn lock<V, const MOST: usize>(generations: &Mutex<RecentEntries<V, MOST>>) -> MutexGuard<'_, RecentEntries<V, MOST>> {
     // A panic can lose at most what was being recorded.
     generations.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -322,7 +322,7 @@ mod tests {
         }
         assert!(jobs.get(&key(0)).is_none());
         let generations = lock(&jobs.jobs);
-        assert!(generations.young.len() <= GENERATION && generations.old.len() <= GENERATION);
+        assert!(generations.newer.len() <= GENERATION && generations.older.len() <= GENERATION);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) const VERSION: u8 = 3;
 
 const HASH: usize = blake3::OUT_LEN;
 
-/// The order is the encoding: append only, or count [`VERSION`] up.
+/// Their order is the encoding: append only, or increase [`VERSION`].
 const OPERATIONS: [Operation; 9] = [
     Operation::Metadata,
     Operation::Query,
@@ -64,13 +64,13 @@ pub(crate) type Boot = u128;
 /// One reading of all clocks. It converts between the time since boot, which ends with the boot, and wall time, which
 /// goes on but can be set.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Calendar {
+pub(crate) struct ClockSnapshot {
     wall: Nanos,
     moment: Moment,
     boot: Boot,
 }
 
-impl Calendar {
+impl ClockSnapshot {
     pub(crate) fn read(clock: Clock, boot: Boot) -> Self {
         let wall = clock.wall_now().duration_since(UNIX_EPOCH).map_or(0, nanos);
         Self { wall, moment: clock.moment(), boot }
@@ -94,7 +94,7 @@ impl Calendar {
 
     /// The moment that was written. Within one boot the time since boot counts as well as the wall time, which may have
     /// been set meanwhile. The earlier of the two holds, because a response must never seem younger than it is.
-    fn moment(&self, written: Written) -> Moment {
+    fn moment(&self, written: WrittenMoment) -> Moment {
         let (ago, ahead) = (self.wall.saturating_sub(written.wall), written.wall.saturating_sub(self.wall));
         let by_wall = self.moment.before(Duration::from_nanos(ago)).after(Duration::from_nanos(ahead));
         match written.boot == self.boot && self.boot != 0 {
@@ -106,7 +106,7 @@ impl Calendar {
 
 /// A moment on both clocks, as it is written.
 #[derive(Debug, Clone, Copy)]
-struct Written {
+struct WrittenMoment {
     wall: Nanos,
     moment: Moment,
     boot: Boot,
@@ -119,7 +119,7 @@ fn nanos(duration: Duration) -> Nanos {
 
 /// The part of a record that a purge needs, read without the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Head<'a> {
+pub(crate) struct RecordHead<'a> {
     pub(crate) fetched: Nanos,
     pub(crate) operation: Operation,
     pub(crate) account: &'a str,
@@ -128,31 +128,31 @@ pub(crate) struct Head<'a> {
 }
 
 /// When a response can no longer be served.
-pub(crate) fn expiry(stored: &StoredResponse, calendar: &Calendar) -> Nanos {
-    calendar.nanos(stored.made).saturating_add(nanos(stored.lifetimes.usable()))
+pub(crate) fn expiry(stored: &StoredResponse, clocks: &ClockSnapshot) -> Nanos {
+    clocks.nanos(stored.made).saturating_add(nanos(stored.lifetimes.usable()))
 }
 
 /// Writes the record of a page into `record`, replacing its content. `None` where a part is longer than anything that
 /// the gateway accepts from upstream.
-pub(crate) fn encode(key: &Key, stored: &StoredResponse, calendar: &Calendar, record: &mut Vec<u8>) -> Option<()> {
+pub(crate) fn encode(key: &Key, stored: &StoredResponse, clocks: &ClockSnapshot, record: &mut Vec<u8>) -> Option<()> {
     let page = &stored.representation;
     record.clear();
     record.reserve(page.body.len() + 512);
     record.push(VERSION);
     record.extend_from_slice(&[0; HASH]);
     // The head.
-    record.extend_from_slice(&calendar.nanos(stored.made).to_le_bytes());
+    record.extend_from_slice(&clocks.nanos(stored.made).to_le_bytes());
     record.push(code(&OPERATIONS, stored.operation)?);
     put(record, stored.account.as_bytes())?;
     put_option(record, stored.result_set, |record, result_set| {
         record.extend_from_slice(result_set.first.as_bytes());
         record.extend_from_slice(&result_set.id.to_le_bytes());
-        put_moment(record, result_set.begun, calendar);
+        put_moment(record, result_set.begun, clocks);
         put_lifetimes(record, result_set.lifetimes);
         Some(())
     })?;
     // The rest.
-    record.extend_from_slice(&calendar.boot.to_le_bytes());
+    record.extend_from_slice(&clocks.boot.to_le_bytes());
     record.extend_from_slice(&stored.made.nanos().to_le_bytes());
     put_lifetimes(record, stored.lifetimes);
     record.extend_from_slice(stored.place.as_bytes());
@@ -171,14 +171,14 @@ pub(crate) fn encode(key: &Key, stored: &StoredResponse, calendar: &Calendar, re
 }
 
 /// The page of a record that was written under `key`; `None` if the bytes are anything else.
-pub(crate) fn decode(key: &Key, record: &[u8], calendar: &Calendar) -> Option<StoredResponse> {
+pub(crate) fn decode(key: &Key, record: &[u8], clocks: &ClockSnapshot) -> Option<StoredResponse> {
     let (hashed, fields) = fields(record)?;
     (hash(key, fields) == *hashed).then_some(())?;
-    read_stored(fields, calendar)
+    read_stored(fields, clocks)
 }
 
 /// The head of a record. Its hash is not checked, because that would require to read the whole page.
-pub(crate) fn head(record: &[u8]) -> Option<Head<'_>> {
+pub(crate) fn head(record: &[u8]) -> Option<RecordHead<'_>> {
     let (_, fields) = fields(record)?;
     let mut reader = Reader(fields);
     Some(read_head(&mut reader)?.0)
@@ -203,7 +203,7 @@ struct SavedResultSet {
     lifetimes: Lifetimes,
 }
 
-fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(Head<'a>, Option<SavedResultSet>)> {
+fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(RecordHead<'a>, Option<SavedResultSet>)> {
     let fetched = reader.u64()?;
     let operation = *OPERATIONS.get(usize::from(reader.u8()?))?;
     let account = std::str::from_utf8(reader.bytes()?).ok()?;
@@ -212,16 +212,16 @@ fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(Head<'a>, Option<SavedResul
         Some(SavedResultSet { first, id, begun: (reader.u64()?, reader.moment()?), lifetimes: reader.lifetimes()? })
     })?;
     let first = result_set.as_ref().map(|result_set| result_set.first);
-    Some((Head { fetched, operation, account, first }, result_set))
+    Some((RecordHead { fetched, operation, account, first }, result_set))
 }
 
-pub(crate) fn read_stored(fields: &[u8], calendar: &Calendar) -> Option<StoredResponse> {
+pub(crate) fn read_stored(fields: &[u8], clocks: &ClockSnapshot) -> Option<StoredResponse> {
     let mut reader = Reader(fields);
-    let (Head { fetched, operation, account, .. }, result_set) = read_head(&mut reader)?;
+    let (RecordHead { fetched, operation, account, .. }, result_set) = read_head(&mut reader)?;
     let boot = u128::from_le_bytes(*reader.array()?);
-    let made = calendar.moment(Written { wall: fetched, moment: reader.moment()?, boot });
+    let made = clocks.moment(WrittenMoment { wall: fetched, moment: reader.moment()?, boot });
     let result_set = result_set.map(|SavedResultSet { first, id, begun: (wall, moment), lifetimes }| {
-        let begun = calendar.moment(Written { wall, moment, boot });
+        let begun = clocks.moment(WrittenMoment { wall, moment, boot });
         ResultSet { first: Key::from_bytes(first), id, begun, lifetimes }
     });
     let lifetimes = reader.lifetimes()?;
@@ -275,8 +275,8 @@ pub(super) fn put_option<T>(
     value.map_or(Some(()), |value| write(record, value))
 }
 
-fn put_moment(record: &mut Vec<u8>, moment: Moment, calendar: &Calendar) {
-    record.extend_from_slice(&calendar.nanos(moment).to_le_bytes());
+fn put_moment(record: &mut Vec<u8>, moment: Moment, clocks: &ClockSnapshot) {
+    record.extend_from_slice(&clocks.nanos(moment).to_le_bytes());
     record.extend_from_slice(&moment.nanos().to_le_bytes());
 }
 

@@ -47,9 +47,9 @@ use super::clock::{self, Due};
 use super::seal::Context;
 use super::{LARGE, LONGEST_BODY, SharedStore, StoreError};
 use crate::cache::Purge;
-use crate::cache::fill_lock::{FillLease, FillLock, Size, Turn, Waited, Wanted};
+use crate::cache::fill_lock::{ClaimOutcome, ClaimRequest, FillLease, FillLock, StoredSize, WaitOutcome};
 use crate::cache::flight::FlightResult;
-use crate::cache::flight_record::{self, Told};
+use crate::cache::flight_record::{self, FlightRecord};
 use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
 use crate::request::waiters::Waiter;
@@ -188,47 +188,47 @@ impl SharedFlights {
     }
 
     /// When what the caller wants was last purged or replaced.
-    fn purged(&self, wanted: &Wanted) -> Option<Moment> {
-        let account = &*wanted.team.account.name;
+    fn purged(&self, request: &ClaimRequest) -> Option<Moment> {
+        let account = &*request.team.account.name;
         let is_purged = |which: &Purge| {
-            which.matches(&wanted.key, Some((account, wanted.operation)))
-                || wanted.first.is_some_and(|first| which.matches(&first, Some((account, Operation::Query))))
+            which.matches(&request.key, Some((account, request.operation)))
+                || request.first.is_some_and(|first| which.matches(&first, Some((account, Operation::Query))))
         };
         let purged = self.lock().iter().filter(|(which, _)| is_purged(which)).map(|(_, at)| *at).max();
         let replaced = self.replaced();
-        let replaced = [Some(wanted.key), wanted.first].map(|key| key.and_then(|key| replaced.get(&key).copied()));
+        let replaced = [Some(request.key), request.first].map(|key| key.and_then(|key| replaced.get(&key).copied()));
         replaced.into_iter().fold(purged, Ord::max)
     }
 
-    async fn turn(self, wanted: Wanted) -> Turn {
-        let mut flight = Flight::new(self.store.clone(), self.clock, &wanted);
-        let not_before = self.purged(&wanted).max(wanted.not_before);
+    async fn claim_outcome(self, request: ClaimRequest) -> ClaimOutcome {
+        let mut flight = Flight::new(self.store.clone(), self.clock, &request);
+        let not_before = self.purged(&request).max(request.not_before);
         // The store reads its clock after this, so a flight never seems younger than it is.
         let oldest = not_before.map(|moment| self.clock.moment().since(moment).as_micros());
         let oldest = oldest.map_or(-1, |oldest| i64::try_from(oldest).unwrap_or(i64::MAX));
-        let accepts_stored = !wanted.is_forced && !wanted.is_new;
+        let accepts_stored = !request.is_forced && !request.is_new;
         match flight.claim(oldest, accepts_stored).await {
-            Err(StoreError::Down) => Turn::Alone,
+            Err(StoreError::Down) => ClaimOutcome::Unavailable,
             Err(_) => {
                 // It may have been granted. The others must not wait for it until it expires.
                 tokio::spawn(async move { flight.give_back().await });
-                Turn::Alone
+                ClaimOutcome::Unavailable
             }
             Ok((LEADS, _, begun)) => {
                 (flight.begun, flight.since) = (begun, self.clock.moment());
                 let (lease, ending) = FillLease::new();
                 tokio::spawn(flight.lead(ending));
-                Turn::Lead(lease)
+                ClaimOutcome::Lead(lease)
             }
             Ok((UNDER_WAY, id, age)) => {
                 (flight.id, flight.since) = (id, self.clock.moment().before(Duration::from_micros(age)));
-                Turn::Wait(flight.wait().boxed())
+                ClaimOutcome::Wait(flight.wait().boxed())
             }
             Ok((turn @ (ENDED | ENDED_LARGE), _, age)) => {
-                let size = if turn == ENDED { Size::Usual } else { Size::Large };
-                Turn::Stored(size, self.clock.moment().before(Duration::from_micros(age)))
+                let size = if turn == ENDED { StoredSize::Usual } else { StoredSize::Large };
+                ClaimOutcome::Stored(size, self.clock.moment().before(Duration::from_micros(age)))
             }
-            Ok(_) => Turn::Alone,
+            Ok(_) => ClaimOutcome::Unavailable,
         }
     }
 
@@ -244,8 +244,8 @@ impl SharedFlights {
 }
 
 impl FillLock for SharedFlights {
-    fn claim(&self, wanted: &Wanted) -> BoxFuture<'static, Turn> {
-        self.clone().turn(wanted.clone()).boxed()
+    fn claim(&self, request: &ClaimRequest) -> BoxFuture<'static, ClaimOutcome> {
+        self.clone().claim_outcome(request.clone()).boxed()
     }
 
     fn patience(&self) -> Duration {
@@ -288,7 +288,7 @@ impl FillLock for SharedFlights {
 struct Flight {
     store: SharedStore,
     clock: Clock,
-    wanted: Wanted,
+    request: ClaimRequest,
     lock: String,
     id: String,
     /// When it began, on the clock of the lock's server in microseconds; only its leader knows it.
@@ -298,11 +298,11 @@ struct Flight {
 }
 
 impl Flight {
-    fn new(store: SharedStore, clock: Clock, wanted: &Wanted) -> Self {
-        let part = [wanted.key.as_bytes().as_slice(), &[wanted.is_forced.into()]].concat();
-        let lock = store.key_names().of_account(&wanted.team.account, "flight", &part);
+    fn new(store: SharedStore, clock: Clock, request: &ClaimRequest) -> Self {
+        let part = [request.key.as_bytes().as_slice(), &[request.is_forced.into()]].concat();
+        let lock = store.key_names().of_account(&request.team.account, "flight", &part);
         let id = format!("{:032x}", fastrand::u128(..));
-        Self { store, clock, wanted: wanted.clone(), lock, id, begun: 0, since: clock.moment() }
+        Self { store, clock, request: request.clone(), lock, id, begun: 0, since: clock.moment() }
     }
 
     async fn claim(&self, oldest: i64, accepts_stored: bool) -> Result<(u8, String, u64), StoreError> {
@@ -325,7 +325,7 @@ impl Flight {
     /// Keeps the lock until the flight ends, and tells the others.
     async fn lead(self, mut ending: oneshot::Receiver<FlightResult>) {
         let renewal = until_renewal(self.store.settings().lease, self.store.settings().timeout);
-        let waiters = &self.wanted.waiters;
+        let waiters = &self.request.waiters;
         // Stands for the clients of other replicas.
         let mut elsewhere: Option<Waiter> = None;
         let finished = loop {
@@ -336,7 +336,7 @@ impl Flight {
                 finished = &mut ending => break finished.ok(),
                 () = tokio::time::sleep(pause) => {
                     if self.renew().await && waiters.is_refresh() && elsewhere.is_none() {
-                        elsewhere = Some(waiters.join(&self.wanted.team, Urgency::default()));
+                        elsewhere = Some(waiters.join(&self.request.team, Urgency::default()));
                     }
                 }
             }
@@ -414,30 +414,30 @@ impl Flight {
         self.store.run("flight_end", &command).await
     }
 
-    async fn wait(self) -> Waited {
+    async fn wait(self) -> WaitOutcome {
         let mut pause = FIRST_PAUSE;
         let mut is_told = false;
         loop {
             tokio::time::sleep(pause).await;
             pause = longer(pause);
-            let tells = !is_told && self.wanted.waiters.is_wanted();
+            let tells = !is_told && self.request.waiters.is_wanted();
             let mut command = script(WAIT, &[&self.lock, &self.ending()]);
             command.arg(&self.id).arg(self.lease()).arg(LONGEST_END).arg(u8::from(tells));
             match self.ask(&command).await {
-                None => return Waited::Alone,
+                None => return WaitOutcome::Unavailable,
                 Some((UNDER_WAY, _)) => is_told |= tells,
                 Some((ENDED, ending)) => match self.open(&ending) {
-                    Some(Told::Ended(finished)) => return Waited::Ended(finished),
-                    Some(Told::TooLong { is_shared: true }) => {
-                        return Waited::Stored(Some(self.since));
+                    Some(FlightRecord::Ended(finished)) => return WaitOutcome::Ended(finished),
+                    Some(FlightRecord::TooLong { is_shared: true }) => {
+                        return WaitOutcome::Stored(Some(self.since));
                     }
-                    Some(Told::TooLong { is_shared: false }) => return Waited::Alone,
+                    Some(FlightRecord::TooLong { is_shared: false }) => return WaitOutcome::Unavailable,
                     None => {
                         self.store.unsealed();
-                        return Waited::Alone;
+                        return WaitOutcome::Unavailable;
                     }
                 },
-                Some(_) => return Waited::Lost,
+                Some(_) => return WaitOutcome::Lost,
             }
         }
     }
@@ -445,7 +445,7 @@ impl Flight {
     /// Asks how the flight stands. An answer costs the request nothing, because the flight is under way meanwhile; `None`
     /// and the time that it took count as a wait for the store.
     async fn ask(&self, command: &Cmd) -> Option<(u8, Vec<u8>)> {
-        let (wait, begun) = (&self.wanted.context.store_wait, self.clock.now());
+        let (wait, begun) = (&self.request.context.store_wait, self.clock.now());
         let left = wait.left(self.store.patience())?;
         let answered = tokio::time::timeout(left, self.store.run("flight_wait", command)).await;
         if !matches!(answered, Ok(Ok(_))) {
@@ -468,13 +468,13 @@ impl Flight {
         self.store.sealer().seal(&self.context(&ending), end).ok()
     }
 
-    fn open(&self, sealed: &[u8]) -> Option<Told> {
+    fn open(&self, sealed: &[u8]) -> Option<FlightRecord> {
         let ending = self.ending();
         flight_record::decode(&self.store.sealer().open(&self.context(&ending), sealed)?)
     }
 
     fn context<'c>(&'c self, ending: &'c str) -> Context<'c> {
-        Context { kind: "flight", account: &self.wanted.team.account.sid, key: ending, bound: b"" }
+        Context { kind: "flight", account: &self.request.team.account.sid, key: ending, bound: b"" }
     }
 }
 

@@ -35,7 +35,7 @@ use super::job_notes::StoredJobNotes;
 use super::{LARGE, SharedStore, StoreTime};
 use crate::accounts::Account;
 use crate::cache::entry::Entry;
-use crate::cache::record::Calendar;
+use crate::cache::record::ClockSnapshot;
 use crate::cache::sets::ResultSet;
 use crate::cache::stored::StoredResponse;
 use crate::cache::{Candidate, InsertOutcome, Purge, PurgeCompletion, PurgeOutcome, Replacement, Store, Tier};
@@ -135,8 +135,8 @@ impl SharedPages {
         // The later of two readings, so that no page seems younger than it is. Whoever wrote it had written it before.
         let came = clock.moment();
         let StoreTime(time) = store.latest_time_of(came)?;
-        let calendar = Calendar::at(time.checked_mul(1000)?, came);
-        let Some((value, asked)) = self.open(account, name, *key, bytes, calendar).await else {
+        let clocks = ClockSnapshot::at(time.checked_mul(1000)?, came);
+        let Some((value, asked)) = self.open(account, name, *key, bytes, clocks).await else {
             store.unsealed();
             return None;
         };
@@ -163,13 +163,13 @@ impl SharedPages {
         name: String,
         key: Key,
         bytes: Vec<u8>,
-        calendar: Calendar,
+        clocks: ClockSnapshot,
     ) -> Option<(PageValue, StoreTime)> {
         let (store, sid) = (self.0.store.clone(), account.sid.clone());
         let is_slow = bytes.len() > SLOW_TO_OPEN;
         let open = move || {
             let page_sealer = PageSealer { sealer: &store.sealer(), account: &sid, name: &name, key: &key };
-            page_sealer.open(&bytes, &calendar)
+            page_sealer.open(&bytes, &clocks)
         };
         if is_slow { tokio::task::spawn_blocking(open).await.ok().flatten() } else { open() }
     }

@@ -19,7 +19,7 @@ use redb::{
 
 use super::view::SavedCheckpoint;
 use crate::cache::purge::Purge;
-use crate::cache::record::{self, Boot, Calendar, Head, Nanos};
+use crate::cache::record::{self, Boot, ClockSnapshot, Nanos, RecordHead};
 use crate::cache::stored::StoredResponse;
 use crate::config;
 use crate::core::clock::Clock;
@@ -214,8 +214,8 @@ impl PageFile {
         })
     }
 
-    fn calendar(&self) -> Calendar {
-        Calendar::read(self.clock, self.boot)
+    fn clocks(&self) -> ClockSnapshot {
+        ClockSnapshot::read(self.clock, self.boot)
     }
 
     pub(super) fn size(&self) -> FileSize {
@@ -225,7 +225,7 @@ impl PageFile {
     /// The keys of the newest usable pages that fit into `room` bytes with `overhead` each. The oldest come first:
     /// loaded in this order, they are the first to be evicted.
     pub(super) fn newest(&self, room: u64, overhead: u64) -> Result<Vec<Key>, DiskError> {
-        let now = self.calendar().now();
+        let now = self.clocks().now();
         let select = || {
             let (mut keys, mut taken) = (Vec::new(), 0);
             for row in
@@ -253,13 +253,13 @@ impl PageFile {
         keys: &[Key],
         mut keep: impl FnMut(Key, StoredResponse) -> bool,
     ) -> Result<u64, DiskError> {
-        let calendar = self.calendar();
+        let clocks = self.clocks();
         let mut read = || {
             let table = self.database.begin_read()?.open_table(PAGES)?;
             let mut broken = 0;
             for key in keys {
                 let Some(record) = table.get(key.as_bytes())? else { continue };
-                let Some(stored) = record::decode(key, record.value(), &calendar) else {
+                let Some(stored) = record::decode(key, record.value(), &clocks) else {
                     broken += 1;
                     continue;
                 };
@@ -275,7 +275,7 @@ impl PageFile {
     /// Makes `changes` in their order, all or none, and removes old pages where the capacity is exceeded. Returns how
     /// many pages were written.
     pub(super) fn apply(&mut self, changes: &[DiskChange]) -> Result<u64, DiskError> {
-        let (mut size, capacity, calendar) = (self.size, self.capacity, self.calendar());
+        let (mut size, capacity, clocks) = (self.size, self.capacity, self.clocks());
         let mut written = 0;
         self.transact(|transaction| {
             let mut tables = Tables::open(transaction, &mut size)?;
@@ -283,9 +283,9 @@ impl PageFile {
             for change in changes {
                 match change {
                     DiskChange::Keep(key, stored) => {
-                        let encoded = record::encode(key, stored, &calendar, &mut record);
+                        let encoded = record::encode(key, stored, &clocks, &mut record);
                         if encoded.is_some() && footprint(record.len() as u64) <= capacity {
-                            tables.insert(key, &record, record::expiry(stored, &calendar))?;
+                            tables.insert(key, &record, record::expiry(stored, &clocks))?;
                             written += 1;
                         } else {
                             // The page that it replaces must not be found under this key again.
@@ -308,7 +308,7 @@ impl PageFile {
     /// Removes pages that can no longer be served, pages with a time in the future, and pages beyond the capacity,
     /// which may be smaller than at the last start.
     pub(super) fn clean(&mut self) -> Result<(), DiskError> {
-        let now = self.calendar().now();
+        let now = self.clocks().now();
         let find = || {
             let mut useless = Vec::new();
             for row in self.database.begin_read()?.open_table(TIMES)?.iter()? {
@@ -403,7 +403,9 @@ impl<'t> Tables<'t> {
         let mut pages: Vec<(Hash, Nanos, Option<Hash>, bool)> = Vec::new();
         for row in self.pages.iter()? {
             let (key, record) = row?;
-            let Some(Head { fetched, operation, account, first }) = record::head(record.value()) else { continue };
+            let Some(RecordHead { fetched, operation, account, first }) = record::head(record.value()) else {
+                continue;
+            };
             let matches = which.matches(&Key::from_bytes(*key.value()), Some((account, operation)));
             pages.push((*key.value(), fetched, first, matches));
         }
@@ -447,8 +449,8 @@ pub(super) fn erase(folder: &Path) -> io::Result<()> {
 }
 
 /// Moves an unusable file to another name, so that an operator can look at it. Returns its new path.
-pub(super) fn move_aside(folder: &Path, calendar: &Calendar) -> io::Result<PathBuf> {
-    let seconds = calendar.now() / 1_000_000_000;
+pub(super) fn move_aside(folder: &Path, clocks: &ClockSnapshot) -> io::Result<PathBuf> {
+    let seconds = clocks.now() / 1_000_000_000;
     let path = folder.join(NAME);
     // Never replace a file that was moved earlier.
     for suffix in std::iter::once(String::new()).chain((1..100).map(|n| format!("-{n}"))) {

@@ -18,7 +18,7 @@ use super::*;
 use crate::cache::entry::Entry;
 use crate::cache::flight::{Flown, Kind};
 use crate::cache::purge::PurgeReport;
-use crate::cache::record::{self, Calendar, decode, encode, head};
+use crate::cache::record::{self, ClockSnapshot, decode, encode, head};
 use crate::cache::sets::{Membership, ResultSet};
 use crate::cache::store::{Store, UnstoredResponse};
 use crate::cache::stored::StoredResponse;

@@ -14,7 +14,7 @@ use super::shared::{Message, OrderedSender, Shared, lock, weight};
 use super::view::SavedCheckpoint;
 use crate::cache::memory::Memory;
 use crate::cache::purge::Purge;
-use crate::cache::record::{Boot, Calendar};
+use crate::cache::record::{Boot, ClockSnapshot};
 use crate::core::clock::{Clock, Instant};
 use crate::request::key::Key;
 
@@ -466,7 +466,7 @@ impl Worker {
 
     /// Moves the file aside and makes place for a new one. Returns whether that worked.
     fn move_aside(&mut self, why: &str) -> bool {
-        match file::move_aside(&self.folder, &Calendar::read(self.clock, self.boot)) {
+        match file::move_aside(&self.folder, &ClockSnapshot::read(self.clock, self.boot)) {
             Ok(aside) => {
                 tracing::warn!(
                     moved_to = %aside.display(),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::layer::CacheLayer;
 use crate::cache::entry::Entry;
-use crate::cache::fill_lock::{FillLease, FillLock, Size, Turn, Waited, Wanted};
+use crate::cache::fill_lock::{ClaimOutcome, ClaimRequest, FillLease, FillLock, StoredSize, WaitOutcome};
 use crate::cache::flight::{FlightResult, Kind};
 use crate::cache::sets::Membership;
 use crate::core::clock::{Instant, Moment};
@@ -56,7 +56,7 @@ impl CacheLayer {
         };
         let begun = self.clock.now();
         let set = set.result_set();
-        let mut wanted = Wanted {
+        let mut request = ClaimRequest {
             team: Arc::clone(&call.team),
             waiters: Arc::clone(&call.waiters),
             operation: call.endpoint.operation,
@@ -70,15 +70,15 @@ impl CacheLayer {
         };
         while self.clock.now() < call.deadline {
             // In a task of its own, because a claim is not to be dropped. A lease that comes too late is given back.
-            let claim = async { tokio::spawn(lock.claim(&wanted)).await };
+            let claim = async { tokio::spawn(lock.claim(&request)).await };
             let Some(Ok(turn)) = call.context.store_wait.within(lock.patience(), self.clock, claim).await else {
                 return Continue(None);
             };
             match turn {
-                Turn::Alone => return Continue(None),
-                Turn::Lead(lease) => {
+                ClaimOutcome::Unavailable => return Continue(None),
+                ClaimOutcome::Lead(lease) => {
                     // Another replica may have finished between this one's look and its claim.
-                    if !wanted.is_new
+                    if !request.is_new
                         && let Some(found) = self.look(call, purpose).await
                     {
                         lease.finish(&found);
@@ -90,13 +90,13 @@ impl CacheLayer {
                     }
                     return Continue(Some(lease));
                 }
-                Turn::Stored(size, since) => {
+                ClaimOutcome::Stored(size, since) => {
                     if let Some(found) = self.look_for(lock, call, purpose, (size, Some(since))).await {
                         return Break(found);
                     }
-                    wanted.is_new = true;
+                    request.is_new = true;
                 }
-                Turn::Wait(ends) => {
+                ClaimOutcome::Wait(ends) => {
                     let waited = tokio::select! {
                         biased;
                         waited = ends => waited,
@@ -104,18 +104,18 @@ impl CacheLayer {
                         () = tokio::time::sleep_until(call.deadline) => break,
                     };
                     match waited {
-                        Waited::Ended(finished) => return Break(self.follow(call, finished, begun).await),
-                        Waited::Stored(since) => {
+                        WaitOutcome::Ended(finished) => return Break(self.follow(call, finished, begun).await),
+                        WaitOutcome::Stored(since) => {
                             // This caller can use the flight, and so it can use the response that the flight has
                             // requested.
                             let ago = since.map(|since| self.clock.moment().since(since) + LAG).unwrap_or_default();
                             let begun = self.clock.now().checked_sub(ago).unwrap_or(purpose.received);
                             let purpose = Purpose { received: begun.min(purpose.received), ..purpose };
-                            let found = self.look_for(lock, call, purpose, (Size::Large, since)).await;
+                            let found = self.look_for(lock, call, purpose, (StoredSize::Large, since)).await;
                             return found.map_or(Continue(None), Break);
                         }
-                        Waited::Lost => {}
-                        Waited::Alone => return Continue(None),
+                        WaitOutcome::Lost => {}
+                        WaitOutcome::Unavailable => return Continue(None),
                     }
                 }
             }
@@ -137,11 +137,11 @@ impl CacheLayer {
         lock: &dyn FillLock,
         call: &UpstreamCall,
         purpose: Purpose,
-        (size, since): (Size, Option<Moment>),
+        (size, since): (StoredSize, Option<Moment>),
     ) -> Option<FlightResult> {
         let (patience, pause) = match size {
-            Size::Usual => (PATIENCE, PAUSE),
-            Size::Large => (lock.patience(), LARGE_PAUSE),
+            StoredSize::Usual => (PATIENCE, PAUSE),
+            StoredSize::Large => (lock.patience(), LARGE_PAUSE),
         };
         for _ in 0..patience.as_millis() / pause.as_millis() {
             if let Some(entry) = self.newest(call).await {

@@ -5,7 +5,7 @@
 
 use super::layer::CacheLayer;
 use crate::cache::flight::FlightResult;
-use crate::cache::flight_record::{self, Told};
+use crate::cache::flight_record::{self, FlightRecord};
 use crate::cache::job_notes::{Note, NoteSubject};
 use crate::core::error::Reason;
 use crate::request::call::UpstreamCall;
@@ -38,7 +38,7 @@ impl CacheLayer {
     pub(super) async fn failed_poll(&self, call: &UpstreamCall) -> Option<FlightResult> {
         let notes = self.store.jobs.notes().filter(|_| call.endpoint.operation == Operation::JobStatus)?;
         let Note { at, text, .. } = self.in_time(call, notes, notes.find(&NoteSubject::of(call))).await??;
-        let Some(Told::Ended(finished)) = flight_record::decode(&text) else { return None };
+        let Some(FlightRecord::Ended(finished)) = flight_record::decode(&text) else { return None };
         let is_due = at.since(self.clock.moment()).is_zero();
         if is_due || !is_failure_for_all(call, &finished) {
             return None;

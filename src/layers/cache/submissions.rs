@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use super::layer::CacheLayer;
 use crate::cache::flight::FlightResult;
 use crate::cache::job_notes::{JobNotes, Note, NoteClaim, NoteSubject};
-use crate::cache::known_jobs::Unsettled;
+use crate::cache::known_jobs::UncertainSubmission;
 use crate::core::clock::Moment;
 use crate::request::call::UpstreamCall;
 use crate::semantics::request_directives::CacheDirectives;
@@ -45,7 +45,7 @@ impl SubmissionKey {
         Self { key, made, since: None, is_noted: false }
     }
 
-    fn of(Unsettled { key, made, since, .. }: Unsettled) -> Self {
+    fn of(UncertainSubmission { key, made, since, .. }: UncertainSubmission) -> Self {
         Self { key, made, since: Some(since), is_noted: false }
     }
 
@@ -138,7 +138,7 @@ impl CacheLayer {
         }
         // Sent again with the same key, it is as old as before.
         let since = since.map_or(now, |since| since.min(now));
-        jobs.submitted(call.key, Some(Unsettled { key: key.clone(), made, since, is_shared: false }));
+        jobs.submitted(call.key, Some(UncertainSubmission { key: key.clone(), made, since, is_shared: false }));
         let kept = self.kept(since);
         if let Some(notes) = jobs.notes().filter(|_| !kept.is_zero()) {
             let keeping = notes.keep(&about, Note { made, at: since, text }, kept);
@@ -151,7 +151,7 @@ impl CacheLayer {
     }
 
     /// What this replica knows of an earlier submission whose end is unknown.
-    fn known_key(&self, call: &UpstreamCall, directives: &CacheDirectives) -> Option<Unsettled> {
+    fn known_key(&self, call: &UpstreamCall, directives: &CacheDirectives) -> Option<UncertainSubmission> {
         let known = self.store.jobs.unsettled(&call.key)?;
         (!directives.no_cache && self.accepts(known.since, directives)).then_some(known)
     }

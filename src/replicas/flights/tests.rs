@@ -24,10 +24,10 @@ const MS: Duration = Duration::from_millis(1);
 /// Nothing here takes this long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn wanted() -> Wanted {
+fn wanted() -> ClaimRequest {
     let team = Arc::new(Team::example("local"));
     let key = Key::new(&team.account, Operation::Query, "", b"query");
-    Wanted {
+    ClaimRequest {
         team,
         waiters: Waiters::of_clients(),
         operation: Operation::Query,
@@ -41,13 +41,13 @@ fn wanted() -> Wanted {
 }
 
 /// Of a client that demands a new response.
-fn forced() -> Wanted {
-    Wanted { is_forced: true, ..wanted() }
+fn forced() -> ClaimRequest {
+    ClaimRequest { is_forced: true, ..wanted() }
 }
 
 /// Of a client for whom no flight does that began before now.
-fn since_now(clock: Clock) -> Wanted {
-    Wanted { not_before: Some(clock.moment()), ..wanted() }
+fn since_now(clock: Clock) -> ClaimRequest {
+    ClaimRequest { not_before: Some(clock.moment()), ..wanted() }
 }
 
 fn response(body: &'static str, stored: bool) -> FlightResult {
@@ -81,20 +81,20 @@ impl Replica {
         [Self::of(server).await, Self::of(server).await, Self::of(server).await]
     }
 
-    async fn claim(&self, wanted: &Wanted) -> Turn {
-        timeout(PATIENCE, self.flights.claim(wanted)).await.expect("a claim ends")
+    async fn claim(&self, request: &ClaimRequest) -> ClaimOutcome {
+        timeout(PATIENCE, self.flights.claim(request)).await.expect("a claim ends")
     }
 
-    async fn lead(&self, wanted: &Wanted) -> FillLease {
-        match self.claim(wanted).await {
-            Turn::Lead(lease) => lease,
+    async fn lead(&self, request: &ClaimRequest) -> FillLease {
+        match self.claim(request).await {
+            ClaimOutcome::Lead(lease) => lease,
             turn => panic!("{turn:?} instead of the lead"),
         }
     }
 
-    async fn join(&self, wanted: &Wanted) -> BoxFuture<'static, Waited> {
-        match self.claim(wanted).await {
-            Turn::Wait(ends) => ends,
+    async fn join(&self, request: &ClaimRequest) -> BoxFuture<'static, WaitOutcome> {
+        match self.claim(request).await {
+            ClaimOutcome::Wait(ends) => ends,
             turn => panic!("{turn:?} instead of a wait"),
         }
     }
@@ -142,25 +142,25 @@ return all";
     }
 }
 
-impl std::fmt::Debug for Turn {
+impl std::fmt::Debug for ClaimOutcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Lead(_) => "Lead",
             Self::Wait(_) => "Wait",
-            Self::Stored(Size::Usual, _) => "Stored",
-            Self::Stored(Size::Large, _) => "Stored, and large",
-            Self::Alone => "Alone",
+            Self::Stored(StoredSize::Usual, _) => "Stored",
+            Self::Stored(StoredSize::Large, _) => "Stored, and large",
+            Self::Unavailable => "Unavailable",
         })
     }
 }
 
-async fn ended(ends: BoxFuture<'static, Waited>) -> Waited {
+async fn ended(ends: BoxFuture<'static, WaitOutcome>) -> WaitOutcome {
     timeout(PATIENCE, ends).await.expect("a wait ends")
 }
 
-fn body(waited: Waited) -> String {
+fn body(waited: WaitOutcome) -> String {
     match waited {
-        Waited::Ended(FlightResult { result: Ok(page), by_another: true, .. }) => {
+        WaitOutcome::Ended(FlightResult { result: Ok(page), by_another: true, .. }) => {
             String::from_utf8(page.body.to_vec()).unwrap()
         }
         waited => panic!("{waited:?}"),

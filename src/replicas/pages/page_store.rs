@@ -9,7 +9,7 @@ use super::pending_page::{Announce, PendingPage};
 use super::pending_removals::{PendingRemovals, Removal};
 use super::value::{self, PageSealer, PageValue};
 use crate::accounts::Account;
-use crate::cache::record::Calendar;
+use crate::cache::record::ClockSnapshot;
 use crate::core::clock::{Clock, Moment};
 use crate::replicas::change_feed::{ChangeFeed, LONGEST};
 use crate::replicas::clock::{self, Due};
@@ -114,7 +114,7 @@ impl PageStore {
         let generation = self.feed.generation()?;
         let stamp = self.store.time_of(asked)?;
         // The earlier of two readings, so that no page seems younger than it is.
-        let calendar = Calendar::at(self.store.time()?.0.checked_mul(1000)?, self.clock.moment());
+        let clocks = ClockSnapshot::at(self.store.time()?.0.checked_mul(1000)?, self.clock.moment());
         let (store, account, name) = (
             self.store.clone(),
             Arc::clone(account),
@@ -122,8 +122,8 @@ impl PageStore {
         );
         let packed = tokio::task::spawn_blocking(move || {
             let page_sealer = PageSealer { sealer: &store.sealer(), account: &account.sid, name: &name, key: &key };
-            let sealed = page_sealer.seal(&value, stamp, &calendar);
-            sealed.map(|(bytes, expires)| (bytes, Duration::from_nanos(expires.saturating_sub(calendar.now())), name))
+            let sealed = page_sealer.seal(&value, stamp, &clocks);
+            sealed.map(|(bytes, expires)| (bytes, Duration::from_nanos(expires.saturating_sub(clocks.now())), name))
         });
         let (bytes, left, name) = packed.await.ok()??;
         let left = u64::try_from(left.min(LONGEST).as_millis()).ok().filter(|left| *left > 0)?;

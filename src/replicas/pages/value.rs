@@ -13,7 +13,7 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use http::StatusCode;
 
-use crate::cache::record::{self, Calendar, Nanos};
+use crate::cache::record::{self, ClockSnapshot, Nanos};
 use crate::cache::sets::ResultSet;
 use crate::cache::stored::StoredResponse;
 use crate::replicas::seal::{Context, Sealer};
@@ -68,7 +68,7 @@ impl PageSealer<'_> {
     }
 
     /// The value's bytes, and when they are of no more use. `None` if it is too long.
-    pub(super) fn seal(&self, value: &PageValue, asked: StoreTime, calendar: &Calendar) -> Option<(Vec<u8>, Nanos)> {
+    pub(super) fn seal(&self, value: &PageValue, asked: StoreTime, clocks: &ClockSnapshot) -> Option<(Vec<u8>, Nanos)> {
         let placeholder;
         let (kind, stored) = match value {
             PageValue::Page(stored) => (PAGE, stored),
@@ -78,7 +78,7 @@ impl PageSealer<'_> {
             }
         };
         let mut record = Vec::new();
-        record::encode(self.key, stored, calendar, &mut record)?;
+        record::encode(self.key, stored, clocks, &mut record)?;
         if record.len() as u64 > MOST_UNPACKED {
             return None;
         }
@@ -90,21 +90,20 @@ impl PageSealer<'_> {
         let mut bytes = stamp(asked).into_bytes();
         let sealed = self.sealer.seal(&self.context(&bytes), &packed).ok()?;
         bytes.extend_from_slice(&sealed);
-        (bytes.len() <= MOST_BYTES).then(|| (bytes, record::expiry(stored, calendar)))
+        (bytes.len() <= MOST_BYTES).then(|| (bytes, record::expiry(stored, clocks)))
     }
 
     /// Opens such bytes. `None` if they are anything else.
-    pub(super) fn open(&self, bytes: &[u8], calendar: &Calendar) -> Option<(PageValue, StoreTime)> {
+    pub(super) fn open(&self, bytes: &[u8], clocks: &ClockSnapshot) -> Option<(PageValue, StoreTime)> {
         let (stamp, sealed) = bytes.split_at_checked(STAMP)?;
         let asked = StoreTime(std::str::from_utf8(stamp).ok()?.parse().ok()?);
         let packed = self.sealer.open(&self.context(stamp), sealed)?;
         let (kind, packed) = packed.split_first()?;
         let mut record = Vec::new();
         GzDecoder::new(packed).take(MOST_UNPACKED + 1).read_to_end(&mut record).ok()?;
-        let stored = record::decode(self.key, &record, calendar)?;
+        let stored = record::decode(self.key, &record, clocks)?;
         // A page from the future has an age that nobody knows: its writer knew another clock.
-        let is_past =
-            record::head(&record)?.fetched <= calendar.now() && asked.0.saturating_mul(1000) <= calendar.now();
+        let is_past = record::head(&record)?.fetched <= clocks.now() && asked.0.saturating_mul(1000) <= clocks.now();
         let value = match *kind {
             PAGE => PageValue::Page(stored),
             PLACE => PageValue::Place(stored.result_set?),
@@ -150,11 +149,11 @@ mod tests {
         let (key, sealer) = (Key::from_bytes([1; 32]), Sealer::default());
         let stored = StoredResponse::example(key, Moment::from_nanos(0), Duration::from_secs(60));
         let representation = Arc::new(stored.representation.with_body(body.clone().into()));
-        let calendar = Calendar::at(1_800_000_000_000_000_000, Moment::from_nanos(0));
+        let clocks = ClockSnapshot::at(1_800_000_000_000_000_000, Moment::from_nanos(0));
         let page_sealer = PageSealer { sealer: &sealer, account: "AC1", name: "name", key: &key };
         let value = PageValue::Page(StoredResponse { representation, ..stored });
-        let (bytes, _) = page_sealer.seal(&value, StoreTime(1_700_000_000_000_000), &calendar).unwrap();
-        match page_sealer.open(&bytes, &calendar) {
+        let (bytes, _) = page_sealer.seal(&value, StoreTime(1_700_000_000_000_000), &clocks).unwrap();
+        match page_sealer.open(&bytes, &clocks) {
             Some((PageValue::Page(read), _)) => assert!(read.representation.body == body),
             other => panic!("{other:?}"),
         }

@@ -5,8 +5,8 @@ use super::*;
 /// The age that a page has when its record is read with the `later` clocks. It was new when it was written.
 fn age_after(clock: Clock, boot: Boot, later: (Clock, Boot)) -> Duration {
     let mut record = Vec::new();
-    encode(&key(1), &stored(1, clock, body(1)), &Calendar::read(clock, boot), &mut record).unwrap();
-    let read = decode(&key(1), &record, &Calendar::read(later.0, later.1)).unwrap();
+    encode(&key(1), &stored(1, clock, body(1)), &ClockSnapshot::read(clock, boot), &mut record).unwrap();
+    let read = decode(&key(1), &record, &ClockSnapshot::read(later.0, later.1)).unwrap();
     read.age(later.0.moment())
 }
 
@@ -14,10 +14,10 @@ fn age_after(clock: Clock, boot: Boot, later: (Clock, Boot)) -> Duration {
 async fn a_clock_that_is_set_back_between_two_processes_makes_no_page_younger() {
     let (clock, machine) = Clock::simulation();
     let mut record = Vec::new();
-    encode(&key(1), &stored(1, clock, body(1)), &Calendar::read(clock, 7), &mut record).unwrap();
+    encode(&key(1), &stored(1, clock, body(1)), &ClockSnapshot::read(clock, 7), &mut record).unwrap();
     let age = |boot| {
-        let calendar = Calendar::read(clock, boot);
-        decode(&key(1), &record, &calendar).unwrap().age(clock.moment())
+        let clocks = ClockSnapshot::read(clock, boot);
+        decode(&key(1), &record, &clocks).unwrap().age(clock.moment())
     };
     machine.suspend(HOUR);
     assert_eq!([7, 8, 0].map(age), [HOUR; 3]);
@@ -46,7 +46,7 @@ proptest! {
         lifetimes in lifetimes(), chained in any::<bool>(), next in any::<bool>(), age in 0u64..1_000_000,
     ) {
         let clock = Clock::new();
-        let calendar = Calendar::read(clock, 7);
+        let clocks = ClockSnapshot::read(clock, 7);
         let made = clock.moment().before(Duration::from_millis(age));
         let kept = StoredResponse {
             representation: Arc::new(Representation { status: StatusCode::from_u16(status).unwrap(), ..page_of(body) }),
@@ -58,8 +58,8 @@ proptest! {
             ..stored(1, clock, "")
         };
         let mut record = Vec::new();
-        encode(&key(1), &kept, &calendar, &mut record).unwrap();
-        let read = decode(&key(1), &record, &calendar).unwrap();
+        encode(&key(1), &kept, &clocks, &mut record).unwrap();
+        let read = decode(&key(1), &record, &clocks).unwrap();
         prop_assert_eq!(read.made, kept.made);
         prop_assert_eq!(read.lifetimes, kept.lifetimes);
         prop_assert_eq!(&read.representation.body, &kept.representation.body);
@@ -70,33 +70,33 @@ proptest! {
         let head = head(&record).unwrap();
         prop_assert_eq!((head.account, head.first.is_some()), (&*account, chained));
         // Not under another key.
-        prop_assert!(decode(&key(2), &record, &calendar).is_none());
+        prop_assert!(decode(&key(2), &record, &clocks).is_none());
     }
 
     #[test]
     fn damaged_records_are_not_read(cut in any::<prop::sample::Index>(), flip in any::<prop::sample::Index>(), bit in 0u8..8) {
         let clock = Clock::new();
-        let calendar = Calendar::read(clock, 7);
+        let clocks = ClockSnapshot::read(clock, 7);
         let mut record = Vec::new();
-        encode(&key(1), &stored(1, clock, body(1)), &calendar, &mut record).unwrap();
-        prop_assert!(decode(&key(1), &record[..cut.index(record.len())], &calendar).is_none());
+        encode(&key(1), &stored(1, clock, body(1)), &clocks, &mut record).unwrap();
+        prop_assert!(decode(&key(1), &record[..cut.index(record.len())], &clocks).is_none());
         let at = flip.index(record.len());
         record[at] ^= 1 << bit;
-        prop_assert!(decode(&key(1), &record, &calendar).is_none());
+        prop_assert!(decode(&key(1), &record, &clocks).is_none());
         head(&record);
         // Without the hash, which an attacker could compute.
-        let _ = record::read_stored(&record[1 + blake3::OUT_LEN..], &calendar);
+        let _ = record::read_stored(&record[1 + blake3::OUT_LEN..], &clocks);
     }
 
     #[test]
     fn arbitrary_bytes_are_not_read(mut garbage in prop::collection::vec(any::<u8>(), 0..600)) {
-        let calendar = Calendar::read(Clock::new(), 7);
-        prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
-        let _ = record::read_stored(&garbage, &calendar);
+        let clocks = ClockSnapshot::read(Clock::new(), 7);
+        prop_assert!(decode(&key(1), &garbage, &clocks).is_none());
+        let _ = record::read_stored(&garbage, &clocks);
         if let Some(version) = garbage.first_mut() {
             *version = record::VERSION;
         }
-        prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
+        prop_assert!(decode(&key(1), &garbage, &clocks).is_none());
         head(&garbage);
     }
 }

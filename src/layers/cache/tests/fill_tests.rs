@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::cache::fill_lock::{FillLease, FillLock, Size, Turn, Waited, Wanted};
+use crate::cache::fill_lock::{ClaimOutcome, ClaimRequest, FillLease, FillLock, StoredSize, WaitOutcome};
 use crate::cache::flight::FlightResult;
 use crate::core::clock::Moment;
 use crate::metrics::{SharedLabels, StaticLabel};
@@ -19,8 +19,8 @@ use crate::request::context::RequestContext;
 /// A lock that says what it is told to, and notes what it is asked.
 #[derive(Default)]
 struct Scripted {
-    turns: Mutex<VecDeque<BoxFuture<'static, Turn>>>,
-    asked: Mutex<Vec<Wanted>>,
+    turns: Mutex<VecDeque<BoxFuture<'static, ClaimOutcome>>>,
+    asked: Mutex<Vec<ClaimRequest>>,
     purges: Mutex<Vec<Purge>>,
 }
 
@@ -31,8 +31,8 @@ impl std::fmt::Debug for Scripted {
 }
 
 impl FillLock for Scripted {
-    fn claim(&self, wanted: &Wanted) -> BoxFuture<'static, Turn> {
-        self.asked.lock().unwrap().push(wanted.clone());
+    fn claim(&self, request: &ClaimRequest) -> BoxFuture<'static, ClaimOutcome> {
+        self.asked.lock().unwrap().push(request.clone());
         self.turns.lock().unwrap().pop_front().expect("a claim beyond the script")
     }
 
@@ -48,18 +48,18 @@ impl FillLock for Scripted {
 }
 
 impl Scripted {
-    fn then(&self, turn: impl Future<Output = Turn> + Send + 'static) {
+    fn then(&self, turn: impl Future<Output = ClaimOutcome> + Send + 'static) {
         self.turns.lock().unwrap().push_back(turn.boxed());
     }
 
     fn then_leads(&self) -> oneshot::Receiver<FlightResult> {
         let (lease, ending) = FillLease::new();
-        self.then(async { Turn::Lead(lease) });
+        self.then(async { ClaimOutcome::Lead(lease) });
         ending
     }
 
-    fn then_waits(&self, ends: impl Future<Output = Waited> + Send + 'static) {
-        self.then(async { Turn::Wait(ends.boxed()) });
+    fn then_waits(&self, ends: impl Future<Output = WaitOutcome> + Send + 'static) {
+        self.then(async { ClaimOutcome::Wait(ends.boxed()) });
     }
 
     fn claims(&self) -> usize {
@@ -75,8 +75,8 @@ fn replica(upstream: &Upstream) -> (Cache, Arc<Scripted>, Cache) {
 }
 
 /// A flight that began now has stored its response.
-fn stored(cache: &Cache) -> Turn {
-    Turn::Stored(Size::Usual, cache.layer.clock.moment())
+fn stored(cache: &Cache) -> ClaimOutcome {
+    ClaimOutcome::Stored(StoredSize::Usual, cache.layer.clock.moment())
 }
 
 fn brought(body: &'static str) -> FlightResult {
@@ -110,7 +110,7 @@ async fn a_replica_that_follows_answers_all_its_clients_without_a_call() {
     let (cache, lock, _) = replica(&upstream);
     lock.then_waits(async {
         tokio::time::sleep(S).await;
-        Waited::Ended(brought("1"))
+        WaitOutcome::Ended(brought("1"))
     });
     let asking: Vec<_> = (0..10).map(|_| tokio::spawn(cache.clone().oneshot(call("q")))).collect();
     for reply in asking {
@@ -124,12 +124,12 @@ async fn a_replica_that_follows_answers_all_its_clients_without_a_call() {
 async fn a_failure_of_another_replica_is_one_of_this() {
     let (cache, lock, _) = replica(&Upstream::new(&[Next::Page("1")]));
     let error = || GatewayError::new(Reason::UpstreamUnreachable, "told");
-    lock.then_waits(ready(Waited::Ended(FlightResult::failed(error()))));
+    lock.then_waits(ready(WaitOutcome::Ended(FlightResult::failed(error()))));
     assert_eq!(ask(&cache, call("q")).await.unwrap_err(), Reason::UpstreamUnreachable);
     drop(lock.then_leads());
     ask(&cache, call("q")).await.unwrap();
     advance(1000 * S).await;
-    lock.then_waits(ready(Waited::Ended(FlightResult::failed(error()))));
+    lock.then_waits(ready(WaitOutcome::Ended(FlightResult::failed(error()))));
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::StaleError, "1", Some(1000)));
 }
 
@@ -137,13 +137,13 @@ async fn a_failure_of_another_replica_is_one_of_this() {
 async fn without_an_answer_of_the_lock_the_flight_goes_upstream() {
     let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3")]);
     let (cache, lock, _) = replica(&upstream);
-    lock.then(ready(Turn::Alone));
+    lock.then(ready(ClaimOutcome::Unavailable));
     assert_eq!(said(ask(&cache, call("a")).await), is(Outcome::Miss, "1", None));
-    lock.then_waits(ready(Waited::Alone));
+    lock.then_waits(ready(WaitOutcome::Unavailable));
     assert_eq!(said(ask(&cache, call("b")).await), is(Outcome::Miss, "2", None));
     // The leader died twice; then this replica leads.
-    lock.then_waits(ready(Waited::Lost));
-    lock.then_waits(ready(Waited::Lost));
+    lock.then_waits(ready(WaitOutcome::Lost));
+    lock.then_waits(ready(WaitOutcome::Lost));
     let ending = lock.then_leads();
     assert_eq!(said(ask(&cache, call("c")).await), is(Outcome::Miss, "3", None));
     assert_eq!((ending.await.unwrap().result.unwrap().body.as_ref(), lock.claims()), (&b"3"[..], 5));
@@ -153,13 +153,13 @@ async fn without_an_answer_of_the_lock_the_flight_goes_upstream() {
 async fn a_slow_lock_delays_a_request_once_and_not_by_every_claim() {
     let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2")]);
     let (cache, lock, _) = replica(&upstream);
-    let slowly = |turn: Turn| async move {
+    let slowly = |turn: ClaimOutcome| async move {
         tokio::time::sleep(S * 7 / 10).await;
         turn
     };
-    lock.then(slowly(Turn::Wait(ready(Waited::Lost).boxed())));
+    lock.then(slowly(ClaimOutcome::Wait(ready(WaitOutcome::Lost).boxed())));
     let (lease, ending) = FillLease::new();
-    lock.then(slowly(Turn::Lead(lease)));
+    lock.then(slowly(ClaimOutcome::Lead(lease)));
     let begun = Instant::now();
     assert_eq!(said(ask(&cache, call("a")).await), is(Outcome::Miss, "1", None));
     assert_eq!(begun.elapsed(), lock.patience(), "the second claim has only what the first one left");
@@ -192,12 +192,12 @@ async fn a_response_that_is_too_long_to_be_told_is_found_where_it_is_stored() {
     // Of a flight of another kind, so that it is not joined.
     for (query, other) in [(call("a"), forcing(call("a"))), (forcing(call("b")), call("b"))] {
         arrives(plain.clone(), other);
-        lock.then_waits(ready(Waited::Stored(None)));
+        lock.then_waits(ready(WaitOutcome::Stored(None)));
         assert_eq!(ask(&cache, query).await.unwrap().outcome, Outcome::Collapsed);
     }
     assert_eq!(upstream.calls(), 2, "none of this replica");
     let begun = Instant::now();
-    lock.then_waits(ready(Waited::Stored(None)));
+    lock.then_waits(ready(WaitOutcome::Stored(None)));
     assert_eq!(said(ask(&cache, call("c")).await), is(Outcome::Miss, "3", None));
     assert_eq!((begun.elapsed(), lock.claims()), (lock.patience(), 3), "it does not come");
 }
@@ -212,7 +212,7 @@ async fn a_page_that_came_before_the_claim_was_won_costs_no_call() {
         turn
     };
     let (lease, ending) = FillLease::new();
-    lock.then(arrives(plain.clone(), Turn::Lead(lease)));
+    lock.then(arrives(plain.clone(), ClaimOutcome::Lead(lease)));
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Collapsed, "1", Some(0)));
     assert_eq!(ending.await.unwrap().result.unwrap().body, "1", "for those who wait for this replica");
     advance(1000 * S).await;
@@ -237,7 +237,7 @@ async fn a_stored_response_that_is_not_found_is_fetched() {
     lock.then(ready(stored(&cache)));
     drop(lock.then_leads());
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
-    let asked: Vec<_> = lock.asked.lock().unwrap().iter().map(|wanted| wanted.is_new).collect();
+    let asked: Vec<_> = lock.asked.lock().unwrap().iter().map(|request| request.is_new).collect();
     assert_eq!(asked, [false, true]);
 }
 
@@ -261,7 +261,7 @@ async fn a_client_that_does_not_accept_what_was_just_stored_does_not_wait_for_mo
         assert_eq!(said(ask(&cache, query).await), is(Outcome::Miss, brings, None));
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
-    let asked: Vec<_> = lock.asked.lock().unwrap().iter().map(|wanted| wanted.is_new).collect();
+    let asked: Vec<_> = lock.asked.lock().unwrap().iter().map(|request| request.is_new).collect();
     assert_eq!(asked, [false, true, false, true]);
 }
 
@@ -299,7 +299,7 @@ async fn what_does_for_a_client_is_told_to_the_lock() {
     ask(&cache, page("b")).await.unwrap();
     ask(&cache, forcing(call("q"))).await.unwrap();
     let asked = std::mem::take(&mut *lock.asked.lock().unwrap());
-    let asked: Vec<_> = asked.iter().map(|wanted| (wanted.is_forced, wanted.not_before, wanted.first)).collect();
+    let asked: Vec<_> = asked.iter().map(|request| (request.is_forced, request.not_before, request.first)).collect();
     let first = *call("q").key();
     assert_eq!(asked, [(false, None, None), (false, Some(now.after(S)), Some(first)), (true, None, None)]);
     purge(&cache, &Purge::All);

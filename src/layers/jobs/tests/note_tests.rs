@@ -1,7 +1,7 @@
 //! What replicas tell each other of submissions whose end is unknown, and of polls that failed.
 
 use super::*;
-use crate::cache::fill_lock::{FillLease, FillLock, Turn, Wanted};
+use crate::cache::fill_lock::{ClaimOutcome, ClaimRequest, FillLease, FillLock};
 use crate::cache::job_notes::{MemoryJobNotes, Note};
 use crate::core::clock::Moment;
 use crate::request::context::RequestContext;
@@ -11,8 +11,8 @@ use crate::request::context::RequestContext;
 struct Free;
 
 impl FillLock for Free {
-    fn claim(&self, _: &Wanted) -> BoxFuture<'static, Turn> {
-        Box::pin(async { Turn::Lead(FillLease::new().0) })
+    fn claim(&self, _: &ClaimRequest) -> BoxFuture<'static, ClaimOutcome> {
+        Box::pin(async { ClaimOutcome::Lead(FillLease::new().0) })
     }
 
     fn patience(&self) -> Duration {

@@ -8,8 +8,8 @@ async fn one_of_many_claims_leads_and_the_others_are_told() {
     let (mut leases, mut waits) = (Vec::new(), Vec::new());
     for turn in futures_util::future::join_all(claims).await {
         match turn {
-            Turn::Lead(lease) => leases.push(lease),
-            Turn::Wait(ends) => waits.push(tokio::spawn(ends)),
+            ClaimOutcome::Lead(lease) => leases.push(lease),
+            ClaimOutcome::Wait(ends) => waits.push(tokio::spawn(ends)),
             turn => panic!("{turn:?}"),
         }
     }
@@ -52,7 +52,7 @@ async fn a_failure_is_told_to_those_who_wait_and_to_nobody_else() {
     let lease = one.lead(&wanted()).await;
     let ends = two.join(&wanted()).await;
     lease.finish(&failure());
-    let Waited::Ended(FlightResult { result: Err(error), .. }) = ended(ends).await else { panic!("no failure") };
+    let WaitOutcome::Ended(FlightResult { result: Err(error), .. }) = ended(ends).await else { panic!("no failure") };
     assert_eq!((error.reason(), error.retry_after()), (Reason::UpstreamUnreachable, Some(2000 * MS)));
     three.lead(&wanted()).await;
 }
@@ -61,7 +61,7 @@ async fn a_failure_is_told_to_those_who_wait_and_to_nobody_else() {
 async fn a_refresh_is_wanted_once_clients_of_another_replica_wait_for_it() {
     let Some(server) = TestServer::start() else { return };
     let [one, two, _] = Replica::three(&server).await;
-    let refresh = || Wanted { waiters: Waiters::of_refresh(), ..wanted() };
+    let refresh = || ClaimRequest { waiters: Waiters::of_refresh(), ..wanted() };
     let (led, followed) = (refresh(), refresh());
     let lease = one.lead(&led).await;
     let ends = tokio::spawn(two.join(&followed).await);
@@ -102,7 +102,7 @@ async fn a_refusal_of_one_replica_is_not_told() {
         let lease = one.lead(&wanted()).await;
         let ends = two.join(&wanted()).await;
         lease.finish(&FlightResult::failed(refusal));
-        assert!(matches!(ended(ends).await, Waited::Lost));
+        assert!(matches!(ended(ends).await, WaitOutcome::Lost));
     }
     drop(two.lead(&wanted()).await);
 }
@@ -121,13 +121,13 @@ async fn a_leader_that_dies_costs_one_lease() {
         until("the store is reached", || store.is_up()).await;
         SharedFlights::new(store, clock).claim(&wanted()).await
     });
-    let Turn::Lead(_held) = claimed.await.unwrap() else { panic!("it does not lead") };
+    let ClaimOutcome::Lead(_held) = claimed.await.unwrap() else { panic!("it does not lead") };
     let ends = tokio::spawn(two.join(&wanted()).await);
     two.sees_a_renewal().await;
     assert!(!ends.is_finished());
     process.shutdown_background();
     let waited = timeout(PATIENCE, ends).await.unwrap().unwrap();
-    assert!(matches!(waited, Waited::Lost), "{waited:?}");
+    assert!(matches!(waited, WaitOutcome::Lost), "{waited:?}");
     two.lead(&wanted()).await;
 }
 
@@ -139,7 +139,7 @@ async fn a_leader_that_lost_its_lock_leaves_the_others_alone() {
     let waits_for_lost = three.join(&wanted()).await;
     let newer = two.lead(&since_now(two.clock)).await;
     lost.finish(&response("old", true));
-    assert!(matches!(ended(waits_for_lost).await, Waited::Lost));
+    assert!(matches!(ended(waits_for_lost).await, WaitOutcome::Lost));
     let ends = three.join(&wanted()).await;
     newer.finish(&response("new", true));
     assert_eq!(body(ended(ends).await), "new");
@@ -162,7 +162,7 @@ async fn a_flight_from_before_the_result_set_does_not_do() {
     let Some(server) = TestServer::start() else { return };
     let [one, two, three] = Replica::three(&server).await;
     let _older = one.lead(&wanted()).await;
-    let long_ago = Wanted { not_before: Some(two.clock.moment().before(60_000 * MS)), ..wanted() };
+    let long_ago = ClaimRequest { not_before: Some(two.clock.moment().before(60_000 * MS)), ..wanted() };
     drop(two.join(&long_ago).await);
     let _newer = three.lead(&since_now(three.clock)).await;
     drop(two.join(&long_ago).await);
@@ -177,26 +177,26 @@ async fn a_response_that_was_just_stored_is_looked_for() {
         one.lead(&wanted()).await.finish(&response("page", true));
         let mut turn = two.claim(&wanted()).await;
         // The end may not have reached the store yet.
-        while let Turn::Wait(ends) = turn {
+        while let ClaimOutcome::Wait(ends) = turn {
             ended(ends).await;
             turn = two.claim(&wanted()).await;
         }
         match turn {
-            Turn::Stored(Size::Usual, since) => {
+            ClaimOutcome::Stored(StoredSize::Usual, since) => {
                 let now = two.clock.moment();
                 assert!(now.before(begun.elapsed() + MS) <= since && since <= now, "{since:?}");
                 break;
             }
             // This machine stood still for longer than that is known.
-            Turn::Lead(lease) if begun.elapsed() > STORED && begun.elapsed() < PATIENCE => drop(lease),
+            ClaimOutcome::Lead(lease) if begun.elapsed() > STORED && begun.elapsed() < PATIENCE => drop(lease),
             turn => panic!("{turn:?}"),
         }
         two.becomes_free().await;
     }
-    let lease = two.lead(&Wanted { is_new: true, ..wanted() }).await;
+    let lease = two.lead(&ClaimRequest { is_new: true, ..wanted() }).await;
     let ends = three.join(&wanted()).await;
     drop(lease);
-    assert!(matches!(ended(ends).await, Waited::Lost));
+    assert!(matches!(ended(ends).await, WaitOutcome::Lost));
 }
 
 #[tokio::test]
@@ -207,17 +207,17 @@ async fn a_long_response_is_looked_for_where_it_is_stored() {
     let lease = one.lead(&wanted()).await;
     let ends = two.join(&wanted()).await;
     lease.finish(&response(long, true));
-    assert!(matches!(ended(ends).await, Waited::Stored(Some(_))));
+    assert!(matches!(ended(ends).await, WaitOutcome::Stored(Some(_))));
     let content = three.content().await;
     assert!(content.len() == 2 && content.iter().all(|(_, _, value)| value.len() < 1024), "{content:?}");
-    assert!(matches!(three.claim(&wanted()).await, Turn::Stored(Size::Large, _)));
+    assert!(matches!(three.claim(&wanted()).await, ClaimOutcome::Stored(StoredSize::Large, _)));
     // Nobody finds one that is not stored, or not put where the others look.
     for (name, length, stored) in [("not stored", LARGE + 1, false), ("not shared", LONGEST_BODY + 1, true)] {
-        let wanted = Wanted { is_new: true, ..wanted() };
-        let lease = one.lead(&wanted).await;
-        let ends = two.join(&wanted).await;
+        let request = ClaimRequest { is_new: true, ..wanted() };
+        let lease = one.lead(&request).await;
+        let ends = two.join(&request).await;
         lease.finish(&response(String::leak("x".repeat(length)), stored));
-        assert!(matches!(ended(ends).await, Waited::Alone), "{name}");
+        assert!(matches!(ended(ends).await, WaitOutcome::Unavailable), "{name}");
     }
 }
 

@@ -57,7 +57,7 @@ async fn a_flight_from_the_future_does_only_for_those_who_accept_any() {
     let later = one.store.server_time().unwrap() + MINUTE;
     one.store.run::<u8>("test", redis::cmd("HSET").arg(&lock).arg("begun").arg(later)).await.unwrap();
     drop(two.join(&wanted()).await);
-    let _newer = two.lead(&Wanted { not_before: Some(two.clock.moment().before(60_000 * MS)), ..wanted() }).await;
+    let _newer = two.lead(&ClaimRequest { not_before: Some(two.clock.moment().before(60_000 * MS)), ..wanted() }).await;
 }
 
 /// As on a server that took over and whose clock is behind.
@@ -71,7 +71,7 @@ async fn a_lock_that_lasts_longer_than_any_lease_counts_as_gone() {
     let lock = Flight::new(one.store.clone(), one.clock, &wanted()).lock;
     let longer = one.store.run::<bool>("test", redis::cmd("PEXPIRE").arg(&lock).arg(3_600_000)).await;
     assert!(longer.unwrap());
-    assert!(matches!(ended(ends).await, Waited::Lost));
+    assert!(matches!(ended(ends).await, WaitOutcome::Lost));
     let mut leases = Vec::new();
     for damage in [&["PERSIST", &*lock][..], &["HSET", &lock, "begun", "x"], &["HDEL", &lock, "begun"]] {
         leases.push(two.lead(&wanted()).await);

@@ -38,7 +38,7 @@ async fn an_end_that_was_changed_in_the_store_is_not_believed() {
         .run::<()>("test", redis::cmd("SET").arg(forged.ending()).arg(sealed).arg("PX").arg(5000))
         .await
         .unwrap();
-    assert!(matches!(ended(ends).await, Waited::Alone));
+    assert!(matches!(ended(ends).await, WaitOutcome::Unavailable));
 }
 
 #[tokio::test]
@@ -57,9 +57,9 @@ async fn what_is_too_long_does_not_cross() {
         .run::<()>("test", redis::cmd("SET").arg(flight.ending()).arg(&long).arg("PX").arg(60_000))
         .await
         .unwrap();
-    assert!(matches!(ended(ends).await, Waited::Alone), "an end");
+    assert!(matches!(ended(ends).await, WaitOutcome::Unavailable), "an end");
     three.store.run::<()>("test", redis::cmd("HSET").arg(&lock).arg("id").arg(&long)).await.unwrap();
-    assert!(matches!(three.claim(&wanted()).await, Turn::Lead(_)), "an id");
+    assert!(matches!(three.claim(&wanted()).await, ClaimOutcome::Lead(_)), "an id");
     assert!(server.sent() - before < 1 << 20);
     drop(lease);
 }
@@ -79,7 +79,7 @@ async fn a_lock_of_another_type_is_replaced() {
     assert_eq!(turn, LEADS);
     damage().await;
     flight.renew().await;
-    assert!(matches!(two.claim(&wanted()).await, Turn::Wait(_)), "the renewal took it again");
+    assert!(matches!(two.claim(&wanted()).await, ClaimOutcome::Wait(_)), "the renewal took it again");
     damage().await;
     assert_eq!(flight.end("lost", &[]).await, Ok(0));
     assert!(one.is_free().await);

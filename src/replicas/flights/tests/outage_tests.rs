@@ -8,8 +8,8 @@ async fn a_store_that_goes_away_sends_everybody_upstream() {
     let ends = tokio::spawn(two.join(&wanted()).await);
     server.kill();
     let waited = timeout(PATIENCE, ends).await.unwrap().unwrap();
-    assert!(matches!(waited, Waited::Alone), "{waited:?}");
-    assert!(matches!(two.claim(&wanted()).await, Turn::Alone));
+    assert!(matches!(waited, WaitOutcome::Unavailable), "{waited:?}");
+    assert!(matches!(two.claim(&wanted()).await, ClaimOutcome::Unavailable));
     lease.finish(&response("page", true));
     server.run();
     until("the store is back", || two.store.is_up()).await;
@@ -24,7 +24,7 @@ async fn a_store_that_froze_claims_nothing_for_those_who_gave_up() {
     let two = Replica::with(&server, Shared { lease, ..server.settings() }).await;
     server.freeze();
     while one.store.is_up() {
-        assert!(matches!(one.claim(&wanted()).await, Turn::Alone));
+        assert!(matches!(one.claim(&wanted()).await, ClaimOutcome::Unavailable));
     }
     // Longer than the claims that the store has not read yet are good for.
     tokio::time::sleep(2 * short).await;

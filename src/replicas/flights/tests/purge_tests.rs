@@ -17,7 +17,7 @@ async fn nobody_joins_a_flight_from_before_a_purge() {
     three.flights.purge(&Purge::Operation(Operation::Query), Some(earlier));
     let newer = three.lead(&wanted()).await;
     purged.finish(&response("purged", false));
-    assert!(matches!(ended(from_before).await, Waited::Lost));
+    assert!(matches!(ended(from_before).await, WaitOutcome::Lost));
     // Those from before the purge may have the newer one.
     let ends = two.join(&wanted()).await;
     newer.finish(&response("new", true));
@@ -28,8 +28,8 @@ async fn nobody_joins_a_flight_from_before_a_purge() {
 async fn purges_of_all_kinds_match_and_are_bounded() {
     let Some(server) = TestServer::start() else { return };
     let replica = Replica::of(&server).await;
-    let page = Wanted { operation: Operation::Page, first: Some(wanted().key), ..wanted() };
-    let page = Wanted { key: Key::new(&page.team.account, Operation::Page, "pageToken=a", b""), ..page };
+    let page = ClaimRequest { operation: Operation::Page, first: Some(wanted().key), ..wanted() };
+    let page = ClaimRequest { key: Key::new(&page.team.account, Operation::Page, "pageToken=a", b""), ..page };
     for which in [
         Purge::All,
         Purge::Account("main".to_owned()),
@@ -40,7 +40,7 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
         let flights = SharedFlights::new(replica.store.clone(), replica.clock);
         flights.purge(&which, None);
         assert!(flights.purged(&wanted()).is_some() && flights.purged(&page).is_some(), "{which:?}");
-        let other = Wanted {
+        let other = ClaimRequest {
             key: Key::new(&page.team.account, Operation::JobStatus, "", b""),
             operation: Operation::JobStatus,
             ..wanted()
@@ -55,7 +55,7 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
     assert_eq!(flights.purged(&wanted()), None, "other pages");
     flights.outdate(vec![(wanted().key, now)]);
     flights.outdate(vec![(wanted().key, now.before(MS))]);
-    assert_eq!([&wanted(), &page].map(|wanted| flights.purged(wanted)), [Some(now); 2]);
+    assert_eq!([&wanted(), &page].map(|request| flights.purged(request)), [Some(now); 2]);
     let flights = SharedFlights::new(replica.store.clone(), replica.clock);
     flights.outdate((0..=REPLACED).map(replaced).collect());
     assert!(flights.replaced().is_empty() && flights.purged(&wanted()).is_some());
