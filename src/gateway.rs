@@ -18,7 +18,7 @@ use self::prepare::{OnReload, OnStateChange, audit_file, certificate, check_expo
 use self::reload::Reloader;
 use crate::admin::{self, Admin};
 use crate::audit::AuditError;
-use crate::config::{Config, Held, Listen, Reach, Sources};
+use crate::config::{BoundListeners, Config, Listen, Reach, Sources};
 use crate::core::peer::Peer;
 use crate::server::tls::{Certificate, TlsAcceptor, TlsError};
 use crate::server::{self, BindError, Bound, Connections, Inherited, Limits, Reserve};
@@ -58,7 +58,7 @@ pub struct Gateway {
     tls: Option<TlsAcceptor>,
     data: Vec<Bound>,
     admin: Vec<Bound>,
-    held: Held,
+    held: BoundListeners,
     on_state_change: OnStateChange,
     on_reload: OnReload,
     most_connections: usize,
@@ -97,7 +97,7 @@ impl Gateway {
         }
         let admin = server::bind(&Listen::Tcp(config.admin.listen), &[], config.server.unix_mode, &mut inherited)
             .map_err(|error| error.set_by("--admin-listen (admin.listen)"))?;
-        let held = Held {
+        let held = BoundListeners {
             data: data.iter().map(Bound::listener).collect(),
             admin: admin.iter().map(Bound::listener).collect(),
             tls: tls.is_some(),

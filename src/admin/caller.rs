@@ -16,18 +16,18 @@ use crate::core::peer::Peer;
 use crate::request::body::ResponseBody;
 
 /// The admin plane for the requests of one peer.
-pub struct OfPeer {
+pub struct PeerAdmin {
     state: Arc<AdminState>,
     peer: Arc<Peer>,
 }
 
-impl OfPeer {
+impl PeerAdmin {
     pub(super) fn new(state: Arc<AdminState>, peer: Arc<Peer>) -> Self {
         Self { state, peer }
     }
 }
 
-impl Service<Request<Incoming>> for OfPeer {
+impl Service<Request<Incoming>> for PeerAdmin {
     type Response = Response<ResponseBody>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Response<ResponseBody>, Infallible>>;

@@ -20,7 +20,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use super::access::Access;
 use super::answer::{of, refuse};
 use super::state::AdminState;
-use crate::live::{Heard, Listener, frame};
+use crate::live::{Listener, LiveEvent, frame};
 use crate::request::body::ResponseBody;
 
 /// The most streams at one time.
@@ -113,8 +113,8 @@ impl Events {
                 }
                 _ = self.comment.tick() => return Some(Bytes::from_static(b": still here\n\n")),
                 heard = self.listener.hear() => return Some(match heard {
-                    Heard::Event(first) => self.together(first),
-                    Heard::Lost(lost) => frame("lost", &json!({"events": lost})),
+                    LiveEvent::Event(first) => self.together(first),
+                    LiveEvent::Lost(lost) => frame("lost", &json!({"events": lost})),
                 }),
             }
         }

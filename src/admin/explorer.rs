@@ -63,7 +63,7 @@ struct Question<'a> {
 }
 
 /// The request that a question stands for.
-struct Asked {
+struct ResolvedRequest {
     operation: Operation,
     parameters: String,
     body: Bytes,
@@ -71,22 +71,27 @@ struct Asked {
 }
 
 impl Question<'_> {
-    fn request(&self) -> Result<Asked, &'static str> {
+    fn request(&self) -> Result<ResolvedRequest, &'static str> {
         let refresh = self.refresh;
         match (self.query, &self.page_token) {
             (Some(query), None) => {
                 let size = self.page_size.unwrap_or(PAGE_SIZE);
                 let properties = self.properties.map(|properties| format!(",\"properties\":{}", properties.get()));
                 let body = format!("{{\"query\":{}{}}}", query.get(), properties.unwrap_or_default()).into();
-                Ok(Asked { operation: Operation::Query, parameters: format!("pageSize={size}"), body, refresh })
+                Ok(ResolvedRequest {
+                    operation: Operation::Query,
+                    parameters: format!("pageSize={size}"),
+                    body,
+                    refresh,
+                })
             }
             (None, Some(token)) => {
                 let parameters = format!("pageToken={}", encoded(token));
-                Ok(Asked { operation: Operation::Page, parameters, body: Bytes::new(), refresh })
+                Ok(ResolvedRequest { operation: Operation::Page, parameters, body: Bytes::new(), refresh })
             }
             (None, None) => {
                 let parameters = String::new();
-                Ok(Asked { operation: Operation::Metadata, parameters, body: Bytes::new(), refresh })
+                Ok(ResolvedRequest { operation: Operation::Metadata, parameters, body: Bytes::new(), refresh })
             }
             (Some(_), Some(_)) => Err("send query or pageToken, not both"),
         }
@@ -146,7 +151,7 @@ impl AdminState {
     }
 
     /// Sends the request through the stack, and returns the data plane's response.
-    async fn ask(&self, team: &Team, asked: Asked, peer: &Peer) -> Response<ResponseBody> {
+    async fn ask(&self, team: &Team, asked: ResolvedRequest, peer: &Peer) -> Response<ResponseBody> {
         let endpoint = asked.operation.endpoint();
         let target = match asked.parameters.as_str() {
             "" => endpoint.path.to_owned(),
@@ -178,7 +183,7 @@ impl AdminState {
     }
 
     /// What the request would cost. It is found from memory, so this itself costs nothing.
-    fn cost(&self, config: &Config, team: &Arc<Team>, asked: Asked) -> Response<ResponseBody> {
+    fn cost(&self, config: &Config, team: &Arc<Team>, asked: ResolvedRequest) -> Response<ResponseBody> {
         let shared = &self.shared;
         let (cost, calls, message) = if !team.operations.allows(asked.operation.endpoint().permission) {
             let message = format!("team {} may not use {}", team.name, asked.operation.as_str());

@@ -41,7 +41,7 @@ use crate::core::clock::Instant;
 use crate::core::peer::Peer;
 use crate::stack::{SharedState, Stack};
 
-pub use self::caller::OfPeer;
+pub use self::caller::PeerAdmin;
 pub use self::probes::is_probe;
 
 /// The most connections: enough for probes, a scraper and some browsers.
@@ -84,7 +84,7 @@ impl Admin {
     }
 
     /// The admin plane for the requests of this peer.
-    pub fn of(&self, peer: Arc<Peer>) -> OfPeer {
-        OfPeer::new(Arc::clone(&self.0), peer)
+    pub fn of(&self, peer: Arc<Peer>) -> PeerAdmin {
+        PeerAdmin::new(Arc::clone(&self.0), peer)
     }
 }

@@ -73,9 +73,9 @@ struct Line<'a> {
 }
 
 /// Compact JSON. Characters that are unsafe in a log (see [`escape`]) are escaped.
-struct Visible;
+struct EscapingFormatter;
 
-impl serde_json::ser::Formatter for Visible {
+impl serde_json::ser::Formatter for EscapingFormatter {
     fn write_string_fragment<W: io::Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         let mut visible = String::new();
         for piece in fragment.split_inclusive(escape::is_unsafe) {
@@ -154,7 +154,7 @@ impl Record {
             duration_ms: (self.took.as_secs_f64() * 1e6).round() / 1e3,
         };
         // Strings and numbers always serialise, and a buffer takes them.
-        let _ = line.serialize(&mut serde_json::Serializer::with_formatter(&mut *lines, Visible));
+        let _ = line.serialize(&mut serde_json::Serializer::with_formatter(&mut *lines, EscapingFormatter));
         lines.push(b'\n');
     }
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 
 use super::certificate;
-use super::exposure::{Held, Reach, exposures};
+use super::exposure::{BoundListeners, Reach, exposures};
 use super::path::Path;
 use super::report::Report;
 use super::settings::{Config, Listen, Team};
@@ -76,7 +76,7 @@ fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
 
 /// Reports the listeners of this configuration that anyone could use.
 fn openings(config: &Config, report: &Report) {
-    let wanted = Held::wanted(config);
+    let wanted = BoundListeners::wanted(config);
     for exposure in exposures(config, &wanted) {
         let path = Path::of(exposure.key);
         match exposure.index {

@@ -37,7 +37,7 @@ impl Reach {
 
 /// The listeners that stay open until the process ends.
 #[derive(Debug, Clone, Default)]
-pub struct Held {
+pub struct BoundListeners {
     /// The data plane's listeners.
     pub data: Vec<Listener>,
     /// The admin plane's listeners.
@@ -48,7 +48,7 @@ pub struct Held {
     pub client_ca: bool,
 }
 
-impl Held {
+impl BoundListeners {
     /// The listeners that `config` asks for. Sockets that systemd hands over are known only once they are there.
     pub(super) fn wanted(config: &Config) -> Self {
         let listener = |address: SocketAddr| Listener { address: address.to_string(), reach: Reach::of(address) };
@@ -72,7 +72,7 @@ impl Held {
 pub struct Exposure {
     /// The key that would prevent it.
     pub key: &'static [&'static str],
-    /// The index of the listener in [`Held::data`], if it is one of those.
+    /// The index of the listener in [`BoundListeners::data`], if it is one of those.
     pub index: Option<usize>,
     /// What is wrong, and how to correct it.
     pub message: String,
@@ -85,7 +85,7 @@ impl fmt::Display for Exposure {
 }
 
 /// All faults that would let anyone in if `config` were in use with the listeners in `held`.
-pub fn exposures(config: &Config, held: &Held) -> Vec<Exposure> {
+pub fn exposures(config: &Config, held: &BoundListeners) -> Vec<Exposure> {
     let mut found = Vec::new();
     let is_open_to_all = config.teams.is_empty();
     let client_ca = config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());

@@ -61,7 +61,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use exposure::{Exposure, Held, Listener, Reach, exposures};
+pub use exposure::{BoundListeners, Exposure, Listener, Reach, exposures};
 pub use fault::Faults;
 pub use files::{Files, Fingerprint, keep_from_others};
 pub use record::Record;

@@ -217,9 +217,9 @@ pub(super) fn warn_if_readable_by_all(about: &Metadata, path: &Path, report: &Re
 
 /// A path in front of an error message, where it is surely a path. What else stands there may be the secret itself, written
 /// by mistake instead of the path of its file: in base64, which begins with a slash or has some inside as often as not.
-struct Shown<'p>(&'p FilePath);
+struct PathPrefix<'p>(&'p FilePath);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for PathPrefix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_explicit = self.0.is_absolute() || self.0.starts_with(".");
         // Base64 has no dots.
@@ -238,7 +238,7 @@ fn read_file(file: &FilePath, largest: u64, path: &Path, report: &Report) -> Opt
     report.watch(file);
     match read_regular(file, largest) {
         Err(error) if error.kind() == is_no_file().kind() => refuse(report, path, &error.to_string()),
-        Err(error) => refuse(report, path, &format!("this file cannot be read: {}{error}", Shown(file))),
+        Err(error) => refuse(report, path, &format!("this file cannot be read: {}{error}", PathPrefix(file))),
         Ok((bytes, _)) if bytes.len() as u64 > largest => {
             let limit = largest >> 10;
             refuse(report, path, &format!("this file is larger than {limit}KiB; is it the right one?"))

@@ -255,9 +255,12 @@ fn origins_are_exact() {
 fn what_is_held_counts_and_not_what_is_named() {
     let listener = |address: &str| Listener { address: address.into(), reach: Reach::of(address.parse().unwrap()) };
     let unix = Listener { address: "unix:/run/a.sock".into(), reach: Reach::Unix };
-    let held =
-        |data: &[Listener], admin: &str| Held { data: data.to_vec(), admin: vec![listener(admin)], ..Held::default() };
-    let found = |text: &str, held: &Held| {
+    let held = |data: &[Listener], admin: &str| BoundListeners {
+        data: data.to_vec(),
+        admin: vec![listener(admin)],
+        ..BoundListeners::default()
+    };
+    let found = |text: &str, held: &BoundListeners| {
         let exposures = exposures(&loaded(account(), text), held);
         exposures.iter().map(|exposure| exposure.key.join(".")).collect::<Vec<_>>()
     };
@@ -277,7 +280,7 @@ fn what_is_held_counts_and_not_what_is_named() {
         assert_eq!(found("", &held(&[listener(address)], address)), ["server.listen", "admin.token_sha256"]);
     }
     // Certificates alone say who gets in, where there are no teams.
-    let asking = Held { tls: true, client_ca: true, ..local.clone() };
+    let asking = BoundListeners { tls: true, client_ca: true, ..local.clone() };
     assert_eq!(found("", &asking), ["server.tls.client_ca"]);
     assert_eq!(found("[server]\nopen = true", &asking), ["server.tls.client_ca"]);
     assert_eq!(found(&team, &asking), [""; 0]);

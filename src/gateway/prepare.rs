@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::audit::{AuditError, AuditFile};
-use crate::config::{self, Config, Held};
+use crate::config::{self, BoundListeners, Config};
 use crate::server::tls::{Certificate, ClientCertificates, TlsError};
 
 /// The state of a gateway, for its supervisor.
@@ -39,7 +39,7 @@ pub(super) fn has_client_ca(config: &Config) -> bool {
 }
 
 /// Whether everyone could use the open listeners if `config` were used. The error lists them, one per line.
-pub(super) fn check_exposure(config: &Config, held: &Held) -> Result<(), String> {
+pub(super) fn check_exposure(config: &Config, held: &BoundListeners) -> Result<(), String> {
     let exposures = config::exposures(config, held);
     let lines: Vec<_> = exposures.iter().map(ToString::to_string).collect();
     if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }

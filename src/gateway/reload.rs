@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use super::prepare::{Milestone, OnReload, OnStateChange, audit_file, certificate, check_exposure, has_client_ca};
-use crate::config::{self, Config, Files, Fingerprint, Held, Sources};
+use crate::config::{self, BoundListeners, Config, Files, Fingerprint, Sources};
 use crate::metrics::{ResultLabels, StaticLabel};
 use crate::server::tls::TlsAcceptor;
 use crate::stack::{self, SharedState, Stack};
@@ -28,7 +28,7 @@ pub(super) struct Reloader {
     pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) shared: SharedState,
     pub(super) tls: Option<TlsAcceptor>,
-    pub(super) held: Held,
+    pub(super) held: BoundListeners,
     pub(super) on_state_change: OnStateChange,
     pub(super) on_reload: OnReload,
 }

@@ -42,7 +42,7 @@ use crate::twilio::endpoint::{Endpoint, Operation, Route, route};
 use crate::twilio::links::{Base, Links};
 use crate::twilio::misspelt::{Misspelt, Mistake};
 
-use self::caller::Known;
+use self::caller::CallerLimits;
 pub use self::caller::{AcceptedToken, Caller, UpstreamRate};
 pub use self::failure_delay::AuthFailureDelay;
 pub use self::team_rate::TeamRate;
@@ -95,7 +95,7 @@ impl AuthenticateLayer {
                 caller.requests.as_ref().map(|requests| requests.rate),
                 upstream.as_ref().map(|limit| limit.rate),
             );
-            Known { caller, upstream, policy }
+            CallerLimits { caller, upstream, policy }
         };
         let (callers, everybody, hosts) = match callers {
             Callers::Everybody(caller, hosts) => (vec![known(caller)], true, hosts),
@@ -150,10 +150,10 @@ where
         let verdict = self.access.authorize(&incoming);
         incoming.context.end_of(Stage::Authenticate);
         match verdict {
-            Ok(Granted::Endpoint(endpoint, team)) => {
+            Ok(AuthorizedTarget::Endpoint(endpoint, team)) => {
                 Either::Right(self.inner.call(AuthorizedRequest { incoming, endpoint, team }))
             }
-            Ok(Granted::Usage(response)) => Either::Left(Either::Left(ready(Ok(*response)))),
+            Ok(AuthorizedTarget::Usage(response)) => Either::Left(Either::Left(ready(Ok(*response)))),
             Err(error) => Either::Left(self.access.refuse(error, &incoming.peer)),
         }
     }
@@ -165,7 +165,7 @@ type OwnAnswer = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
 type Answered = Result<Response<ResponseBody>, GatewayError>;
 
 /// What an authenticated request is for.
-enum Granted {
+enum AuthorizedTarget {
     /// An endpoint of Twilio's.
     Endpoint(&'static Endpoint, Arc<Team>),
     /// The team's usage, already answered.
@@ -173,7 +173,7 @@ enum Granted {
 }
 
 struct AccessControl {
-    callers: Vec<Known>,
+    callers: Vec<CallerLimits>,
     everybody: bool,
     hosts: Option<Vec<String>>,
     origins: Vec<Origin>,
@@ -227,7 +227,7 @@ fn not_found(path: &str, base: &Base) -> String {
 }
 
 impl AccessControl {
-    fn authorize<B>(&self, incoming: &IncomingRequest<B>) -> Result<Granted, GatewayError> {
+    fn authorize<B>(&self, incoming: &IncomingRequest<B>) -> Result<AuthorizedTarget, GatewayError> {
         let request = &incoming.request;
         self.check_head(request, &incoming.peer)?;
         if self.everybody {
@@ -235,7 +235,7 @@ impl AccessControl {
         }
         let endpoint = match route(request.method(), request.uri().path()) {
             Route::Found(endpoint) => endpoint,
-            Route::Usage => return self.usage(incoming).map(Box::new).map(Granted::Usage),
+            Route::Usage => return self.usage(incoming).map(Box::new).map(AuthorizedTarget::Usage),
             Route::MethodNotAllowed(allow) => {
                 return Err(GatewayError::new(
                     Reason::MethodNotAllowed,
@@ -259,7 +259,7 @@ impl AccessControl {
             let message = format!("team {} may not use {}", team.name, endpoint.operation.as_str());
             return Err(GatewayError::new(Reason::OperationNotAllowed, message));
         }
-        Ok(Granted::Endpoint(endpoint, Arc::clone(team)))
+        Ok(AuthorizedTarget::Endpoint(endpoint, Arc::clone(team)))
     }
 
     fn check_head<B>(&self, request: &Request<B>, peer: &Peer) -> Result<(), GatewayError> {
@@ -316,7 +316,7 @@ impl AccessControl {
         Ok(())
     }
 
-    fn identify<B>(&self, request: &Request<B>, peer: &Peer) -> Result<&Known, GatewayError> {
+    fn identify<B>(&self, request: &Request<B>, peer: &Peer) -> Result<&CallerLimits, GatewayError> {
         let unauthenticated = |message| GatewayError::new(Reason::Unauthenticated, message);
         if let Some(team) = peer.acts_as() {
             let mut named = self.callers.iter().filter(|known| *known.caller.team.name == *team);
@@ -362,11 +362,11 @@ impl AccessControl {
     }
 
     /// The team that the client certificate names, if it names one.
-    fn certified(&self, peer: &Peer) -> Result<Option<&Known>, &'static str> {
+    fn certified(&self, peer: &Peer) -> Result<Option<&CallerLimits>, &'static str> {
         if !self.certificates {
             return Ok(None);
         }
-        let is_named = |known: &&Known| peer.names().iter().any(|name| **name == *known.caller.team.name);
+        let is_named = |known: &&CallerLimits| peer.names().iter().any(|name| **name == *known.caller.team.name);
         let mut named = self.callers.iter().filter(is_named);
         match (named.next(), named.next()) {
             (known, None) => Ok(known),
@@ -375,7 +375,7 @@ impl AccessControl {
     }
 
     /// The team whose token the request has.
-    fn authenticate(&self, presented: &PresentedToken) -> Option<&Known> {
+    fn authenticate(&self, presented: &PresentedToken) -> Option<&CallerLimits> {
         let hash = digest(&SHA256, presented.token.as_bytes());
         // All tokens are compared, so that the time does not show which one matched, or how far.
         let mut found = None;
@@ -398,7 +398,7 @@ impl AccessControl {
         incoming.peer.identify();
         let _ = incoming.context.team.set(Arc::clone(&known.caller.team));
         let requests = known.caller.requests.as_ref().map(|requests| requests.left(self.clock.now()));
-        let upstream = known.tell_limits(requests, incoming);
+        let upstream = known.set_rate_limit(requests, incoming);
         let _ = incoming.context.outcome.set(Outcome::Bypass);
         Ok(usage::respond(known, requests, upstream, self.clock))
     }
@@ -415,10 +415,10 @@ impl AccessControl {
         }
     }
 
-    fn limit<B>(&self, known: &Known, incoming: &IncomingRequest<B>) -> Result<(), GatewayError> {
+    fn limit<B>(&self, known: &CallerLimits, incoming: &IncomingRequest<B>) -> Result<(), GatewayError> {
         let taken = known.caller.requests.as_ref().map(|requests| requests.take(self.clock.now()));
         let requests = taken.map(|(Ok(allowance) | Err(allowance))| allowance);
-        known.tell_limits(requests, incoming);
+        known.set_rate_limit(requests, incoming);
         let Some(Err(allowance)) = taken else { return Ok(()) };
         let wait = allowance.reset.max(1);
         let message = format!("team {} has sent too many requests; come back in {wait} s", known.caller.team.name);

@@ -71,14 +71,14 @@ where
     }
 
     fn call(&mut self, mut query: ClientQuery) -> Self::Future {
-        let wanted = Wanted {
+        let preferences = Preferences {
             if_none_match: query.directives.if_none_match.take(),
             gzip: query.directives.gzip.then(|| (Arc::clone(&self.compressor), *query.key())),
             redact: query.redact.take(),
             // The jobs layer names addresses too.
             links: query.base.clone().map(|base| (Arc::clone(&self.links), base)),
         };
-        RepresentFuture { cached: self.inner.call(query), wanted }
+        RepresentFuture { cached: self.inner.call(query), preferences }
     }
 }
 
@@ -87,7 +87,7 @@ pin_project! {
     pub struct RepresentFuture<F> {
         #[pin]
         cached: F,
-        wanted: Wanted,
+        preferences: Preferences,
     }
 }
 
@@ -100,12 +100,12 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let cached = ready!(this.cached.poll(context))?;
-        Poll::Ready(this.wanted.represent(cached))
+        Poll::Ready(this.preferences.represent(cached))
     }
 }
 
-/// The parts of a client's request on which the form of the response depends.
-struct Wanted {
+/// What a client prefers, as far as the form of the response depends on it.
+struct Preferences {
     if_none_match: Option<HeaderValue>,
     /// Set if gzip is acceptable: the compressor, and the key under which the response is stored.
     gzip: Option<(Arc<Compressor>, Key)>,
@@ -114,7 +114,7 @@ struct Wanted {
     links: Option<(Arc<Links>, Arc<Base>)>,
 }
 
-impl Wanted {
+impl Preferences {
     fn represent(&self, mut cached: CacheResponse) -> Result<ClientResponse, GatewayError> {
         if cached.has_links
             && let Some((links, base)) = &self.links
@@ -270,9 +270,9 @@ mod tests {
     }
 
     #[derive(Debug)]
-    struct Hides(Arc<Redacted>);
+    struct HidingPolicy(Arc<Redacted>);
 
-    impl Redact for Hides {
+    impl Redact for HidingPolicy {
         fn redact(&self, _: &Arc<Representation>) -> Result<Option<Arc<Redacted>>, GatewayError> {
             Ok(Some(Arc::clone(&self.0)))
         }
@@ -281,7 +281,7 @@ mod tests {
     #[tokio::test]
     async fn a_redacted_response_has_a_tag_and_a_gzip_body_of_its_own() {
         let redacted = Arc::new(Redacted { representation: representation(b'y'), gzip: LazyGzip::default() });
-        let redact = || Some(Arc::new(Hides(Arc::clone(&redacted))) as Arc<dyn Redact>);
+        let redact = || Some(Arc::new(HidingPolicy(Arc::clone(&redacted))) as Arc<dyn Redact>);
         let whole = representation(b'x').etag.clone();
         let first = represent(Outcome::Hit, having(whole, true, redact())).await;
         assert!(!first.not_modified && first.coded.is_none(), "it is compressed after the first response");

@@ -43,12 +43,12 @@ struct Inner {
     listeners: AtomicUsize,
     events: broadcast::Sender<Bytes>,
     latencies: Latencies,
-    slow: Mutex<Slow>,
+    slow: Mutex<SlowCounts>,
 }
 
-/// Counts of requests that are not hits. These are slow enough for a lock.
+/// Counts of requests that are not hits. Such requests are slow enough for a lock.
 #[derive(Debug, Default)]
-struct Slow {
+struct SlowCounts {
     recent: VecDeque<Failure>,
     refusals: HashMap<(Arc<str>, &'static str), u64>,
     reasons: BTreeMap<&'static str, u64>,
@@ -125,7 +125,7 @@ pub struct Listener {
 
 /// What a [`Listener`] receives.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum LiveEvent {
     /// One complete server-sent event.
     Event(Bytes),
     /// This many events were lost, because this listener was too slow.
@@ -186,7 +186,7 @@ impl Live {
         UpstreamTime { attempts: slow.attempts, total: slow.upstream }
     }
 
-    fn slow(&self) -> MutexGuard<'_, Slow> {
+    fn slow(&self) -> MutexGuard<'_, SlowCounts> {
         // Each critical section leaves it as a whole.
         self.0.slow.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -280,10 +280,10 @@ impl RequestSubscriber for Subscriber {
 
 impl Listener {
     /// The next event, or the number of events that were lost. Waits until there is one.
-    pub async fn hear(&mut self) -> Heard {
+    pub async fn hear(&mut self) -> LiveEvent {
         match self.receiver.recv().await {
-            Ok(event) => Heard::Event(event),
-            Err(broadcast::error::RecvError::Lagged(lost)) => Heard::Lost(lost),
+            Ok(event) => LiveEvent::Event(event),
+            Err(broadcast::error::RecvError::Lagged(lost)) => LiveEvent::Lost(lost),
             // Does not happen: `live` holds the sender.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
@@ -354,8 +354,8 @@ mod tests {
         RequestEnded { context: Arc::new(context), received, ended, outcome, status, bytes: 7, is_traced: false }
     }
 
-    fn event(heard: Heard) -> Value {
-        let Heard::Event(frame) = heard else { panic!("{heard:?}") };
+    fn event(heard: LiveEvent) -> Value {
+        let LiveEvent::Event(frame) = heard else { panic!("{heard:?}") };
         let text = String::from_utf8(frame.to_vec()).unwrap();
         let data = text.strip_prefix("event: request\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
         serde_json::from_str(data).unwrap()
@@ -390,8 +390,8 @@ mod tests {
         for _ in 0..BACKLOG + 3 {
             subscriber.ended(&request(clock, Outcome::Hit, None));
         }
-        assert_eq!(listener.hear().await, Heard::Lost(3));
-        assert!(matches!(listener.hear().await, Heard::Event(_)));
+        assert_eq!(listener.hear().await, LiveEvent::Lost(3));
+        assert!(matches!(listener.hear().await, LiveEvent::Event(_)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -136,7 +136,7 @@ impl TestServer {
     pub(crate) fn settings_with_bottleneck(&self, limit: usize) -> (Shared, Bottleneck) {
         let path = self.folder.path().join(format!("bottleneck-{}", fastrand::u64(..)));
         let (listener, server) = (UnixListener::bind(&path).unwrap(), self.socket());
-        let bottleneck = Bottleneck(Arc::new(watch::Sender::new(Narrow::Not)));
+        let bottleneck = Bottleneck(Arc::new(watch::Sender::new(Capacity::Not)));
         let state = Arc::clone(&bottleneck.0);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -187,10 +187,10 @@ impl TestServer {
 }
 
 /// Where connections that have carried much stand still.
-pub(crate) struct Bottleneck(Arc<watch::Sender<Narrow>>);
+pub(crate) struct Bottleneck(Arc<watch::Sender<Capacity>>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Narrow {
+enum Capacity {
     Not,
     /// One stands still.
     Reached,
@@ -203,29 +203,29 @@ enum Narrow {
 impl Bottleneck {
     /// Returns once a connection stands still.
     pub(crate) async fn is_reached(&self) {
-        until("the bottleneck is reached", || *self.0.borrow() == Narrow::Reached).await;
+        until("the bottleneck is reached", || *self.0.borrow() == Capacity::Reached).await;
     }
 
     /// Lets everything pass from now on.
     pub(crate) fn open(&self) {
-        self.0.send_replace(Narrow::Open);
+        self.0.send_replace(Capacity::Open);
     }
 
     /// Closes the connections that stand still.
     pub(crate) fn close(&self) {
-        self.0.send_replace(Narrow::Closed);
+        self.0.send_replace(Capacity::Closed);
     }
 }
 
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, limit: usize, state: &watch::Sender<Narrow>) {
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, limit: usize, state: &watch::Sender<Capacity>) {
     let (mut buffer, mut carried) = (vec![0; 65536], 0);
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
         carried += length;
-        if carried > limit && *state.borrow() != Narrow::Open {
-            state.send_replace(Narrow::Reached);
+        if carried > limit && *state.borrow() != Capacity::Open {
+            state.send_replace(Capacity::Reached);
             let mut state = state.subscribe();
-            let is_over = |state: &Narrow| matches!(state, Narrow::Open | Narrow::Closed);
-            if state.wait_for(is_over).await.is_ok_and(|state| *state == Narrow::Closed) {
+            let is_over = |state: &Capacity| matches!(state, Capacity::Open | Capacity::Closed);
+            if state.wait_for(is_over).await.is_ok_and(|state| *state == Capacity::Closed) {
                 return;
             }
         }

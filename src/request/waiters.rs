@@ -27,12 +27,12 @@ pub struct Waiters {
     /// When the call is expected to be sent, while it is queued.
     estimated_start: Mutex<Option<Instant>>,
     /// The deadlines of the clients; `None` before the first.
-    needed: Mutex<Option<Needed>>,
+    needed: Mutex<Option<ClientDeadlines>>,
 }
 
 /// The deadlines of the clients, including those that have left.
 #[derive(Debug, Clone, Copy)]
-struct Needed {
+struct ClientDeadlines {
     earliest: Instant,
     latest: Instant,
     /// The latest deadline that the queued call was notified of.
@@ -164,10 +164,10 @@ impl Waiters {
         let mut needed = self.needed.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = match needed.as_mut() {
             None => {
-                *needed = Some(Needed { earliest: deadline, latest: deadline, announced: deadline });
+                *needed = Some(ClientDeadlines { earliest: deadline, latest: deadline, announced: deadline });
                 true
             }
-            Some(Needed { earliest, latest, announced }) => {
+            Some(ClientDeadlines { earliest, latest, announced }) => {
                 let (is_earlier, is_much_later) = (deadline < *earliest, deadline > *announced + MUCH_LATER);
                 (*earliest, *latest) = ((*earliest).min(deadline), (*latest).max(deadline));
                 if is_much_later {
@@ -193,7 +193,7 @@ impl Waiters {
         self.needed().map(|needed| needed.latest).filter(|_| !self.refresh)
     }
 
-    fn needed(&self) -> Option<Needed> {
+    fn needed(&self) -> Option<ClientDeadlines> {
         *self.needed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -45,7 +45,7 @@ use self::metered::Metered;
 use self::proxy::ProxyError;
 use self::response_future::ResponseFuture;
 use self::streams::Streams;
-use self::tls::{Certified, TlsAcceptor};
+use self::tls::{CertifiedPeer, TlsAcceptor};
 use crate::config::Proxies;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::peer::{Origin, Peer};
@@ -193,7 +193,7 @@ where
     {
         let is_proxied = is_proxied(&self.serving.limits.proxies, origin);
         if tls.is_none() && !is_proxied {
-            return self.serving.serve(stream, Who::Plain(Arc::new(Peer::new(origin))), place);
+            return self.serving.serve(stream, PeerIdentity::Plain(Arc::new(Peer::new(origin))), place);
         }
         let serving = self.serving.clone();
         tokio::spawn(async move {
@@ -201,7 +201,7 @@ where
             let opening = async move {
                 let (stream, peer) = introduced(stream, origin, is_proxied).await?;
                 match tls {
-                    None => serving.serve(stream, Who::Plain(Arc::new(peer)), place),
+                    None => serving.serve(stream, PeerIdentity::Plain(Arc::new(peer)), place),
                     Some(tls) => {
                         let mut stream = Metered::new(stream, Arc::clone(place.connection()), place.head_share());
                         // A record of a handshake begins with 22 (RFC 8446 section 5.1), a request with a letter.
@@ -210,7 +210,7 @@ where
                         }
                         let (mut stream, certified) = tls.accept(stream, peer).await.map_err(OpenError::Tls)?;
                         stream.get_mut().0.is_open();
-                        serving.serve(stream, Who::Certified(Box::new(certified)), place);
+                        serving.serve(stream, PeerIdentity::Certified(Box::new(certified)), place);
                     }
                 }
                 Ok::<_, OpenError>(())
@@ -236,14 +236,14 @@ where
 }
 
 /// The peer of a connection.
-enum Who {
+enum PeerIdentity {
     /// Known when the connection was accepted.
     Plain(Arc<Peer>),
     /// Identified by a certificate, which may become invalid.
-    Certified(Box<Certified>),
+    Certified(Box<CertifiedPeer>),
 }
 
-impl Who {
+impl PeerIdentity {
     /// Who the peer is now, and whether the client should open a new connection.
     fn peer(&self) -> (Arc<Peer>, bool) {
         match self {
@@ -311,7 +311,7 @@ where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
-    fn serve<T>(&self, io: T, who: Who, place: Place)
+    fn serve<T>(&self, io: T, who: PeerIdentity, place: Place)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {

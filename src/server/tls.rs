@@ -65,7 +65,7 @@ impl TlsAcceptor {
     }
 
     /// The stream and its peer: `peer`, with the names in the client's certificate.
-    pub(super) async fn accept<T>(&self, stream: T, peer: Peer) -> io::Result<(TlsStream<T>, Certified)>
+    pub(super) async fn accept<T>(&self, stream: T, peer: Peer) -> io::Result<(TlsStream<T>, CertifiedPeer)>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
@@ -80,26 +80,26 @@ impl TlsAcceptor {
             Some(HandshakeKind::Resumed) => clients.judge(&chain, &peer),
             _ => peer.with_names(chain.first().map(names::of).unwrap_or_default()),
         };
-        let judged = Judged { clients, at: Instant::now(), peer: Arc::new(peer) };
-        let certified = Certified { acceptor: self.clone(), chain, judged: ArcSwap::from_pointee(judged) };
+        let judged = CertificateVerdict { clients, at: Instant::now(), peer: Arc::new(peer) };
+        let certified = CertifiedPeer { acceptor: self.clone(), chain, judged: ArcSwap::from_pointee(judged) };
         Ok((stream, certified))
     }
 }
 
 /// The peer of a TLS connection, judged by the current rules.
-pub(super) struct Certified {
+pub(super) struct CertifiedPeer {
     acceptor: TlsAcceptor,
     chain: Vec<CertificateDer<'static>>,
-    judged: ArcSwap<Judged>,
+    judged: ArcSwap<CertificateVerdict>,
 }
 
-struct Judged {
+struct CertificateVerdict {
     clients: Arc<Clients>,
     at: Instant,
     peer: Arc<Peer>,
 }
 
-impl Certified {
+impl CertifiedPeer {
     /// Who the peer is, and whether the rules for client certificates have changed since the handshake, so that the
     /// client should open a new connection.
     pub(super) fn peer(&self) -> (Arc<Peer>, bool) {
@@ -117,7 +117,7 @@ impl Certified {
             );
         }
         let (clients, at) = (Arc::clone(&current.clients), Instant::now());
-        self.judged.store(Arc::new(Judged { clients, at, peer: Arc::clone(&peer) }));
+        self.judged.store(Arc::new(CertificateVerdict { clients, at, peer: Arc::clone(&peer) }));
         (peer, is_changed || is_worse)
     }
 }

@@ -33,7 +33,7 @@ struct Member {
 
 /// Why `--time` is needed. Names come from metadata, so they must be escaped before they are printed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unclear {
+pub(super) enum TimeDimensionError {
     /// The cube has several times.
     #[error("--since and --until: cube {cube} has several time dimensions; choose one with --time: {}", list(.candidates))]
     Several {
@@ -69,16 +69,16 @@ fn suffix(candidates: &[String]) -> String {
 
 impl Metadata {
     /// The only time dimension of the cube that `member` belongs to.
-    pub(super) fn time_of(&self, member: &str) -> Result<String, Unclear> {
+    pub(super) fn time_of(&self, member: &str) -> Result<String, TimeDimensionError> {
         let Some(cube) = self.cube_of(member) else {
             let candidates = self.cubes.iter().flat_map(Cube::times).collect();
-            return Err(Unclear::NoCube { member: member.to_owned(), candidates });
+            return Err(TimeDimensionError::NoCube { member: member.to_owned(), candidates });
         };
         let mut times = cube.times();
         match times.len() {
-            0 => Err(Unclear::None(cube.name.clone())),
+            0 => Err(TimeDimensionError::None(cube.name.clone())),
             1 => Ok(times.remove(0)),
-            _ => Err(Unclear::Several { cube: cube.name.clone(), candidates: times }),
+            _ => Err(TimeDimensionError::Several { cube: cube.name.clone(), candidates: times }),
         }
     }
 

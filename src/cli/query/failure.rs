@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::refusal::Refused;
+use super::refusal::RefusedResponse;
 use crate::cli::{client, exit};
 
 /// See the module.
@@ -22,7 +22,7 @@ pub(super) enum Failure {
     },
     /// The gateway or Twilio refused.
     #[error("{refusal}", refusal = .0.refusal)]
-    Refused(Box<Refused>),
+    RefusedResponse(Box<RefusedResponse>),
     /// The response is not what it should be.
     #[error("{0}")]
     Strange(String),
@@ -46,7 +46,7 @@ impl Failure {
     pub(super) const fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => exit::USAGE,
-            Self::Unanswered { .. } | Self::Refused(_) | Self::Strange(_) | Self::Job(_) => exit::NOT_READY,
+            Self::Unanswered { .. } | Self::RefusedResponse(_) | Self::Strange(_) | Self::Job(_) => exit::NOT_READY,
             Self::Output(_) | Self::Machine(_) => exit::INTERNAL,
         }
     }

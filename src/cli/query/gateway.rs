@@ -7,7 +7,7 @@ use http::{HeaderValue, Method, Request, header};
 use http_body_util::Full;
 
 use super::failure::Failure;
-use super::refusal::{Refusal, Refused, Shown};
+use super::refusal::{Refusal, RefusedResponse, SentCredential};
 use crate::cli::client::{Answer, Client, Limits};
 
 /// The gateway limits a request by its own deadline, which is far below this. A request that takes longer has failed.
@@ -18,11 +18,11 @@ pub(super) const LIMITS: Limits =
 pub(super) struct Gateway {
     client: Client,
     authorization: Option<HeaderValue>,
-    shown: Shown,
+    shown: SentCredential,
 }
 
 impl Gateway {
-    pub(super) fn new(client: Client, authorization: Option<HeaderValue>, shown: Shown) -> Self {
+    pub(super) fn new(client: Client, authorization: Option<HeaderValue>, shown: SentCredential) -> Self {
         Self { client, authorization, shown }
     }
 
@@ -63,7 +63,10 @@ impl Gateway {
             .map_err(|failure| Failure::Unanswered { address: self.client.address().to_string(), failure })?;
         match answer.status.is_success() {
             true => Ok(answer),
-            false => Err(Failure::Refused(Box::new(Refused { refusal: Refusal::read(&answer, self.shown), answer }))),
+            false => Err(Failure::RefusedResponse(Box::new(RefusedResponse {
+                refusal: Refusal::read(&answer, self.shown),
+                answer,
+            }))),
         }
     }
 }

@@ -75,7 +75,7 @@ pub(super) async fn complete(gateway: &mut Gateway, body: Bytes, progress: &mut 
                 refusals = 0;
             }
             // Only the poll was refused; the job is not affected.
-            Err(Failure::Refused(refused)) if refused.refusal.passes() && refusals < REFUSALS => {
+            Err(Failure::RefusedResponse(refused)) if refused.refusal.passes() && refusals < REFUSALS => {
                 wait = waiting(refused.refusal.seconds());
                 refusals += 1;
             }

@@ -161,7 +161,7 @@ async fn time_dimension(args: &QueryArgs, gateway: &mut Gateway) -> Result<Optio
     }
     let Some(first) = args.measure.first().or(args.dimension.first()) else { return Ok(None) };
     let answer = gateway.get(&path("/Metadata", &[])).await.inspect_err(|failure| {
-        if matches!(failure, Failure::Refused(_)) {
+        if matches!(failure, Failure::RefusedResponse(_)) {
             say("insights-gateway: without the metadata, --since and --until need --time");
         }
     })?;
@@ -229,7 +229,7 @@ impl Walk {
     fn told(&mut self, answered: Result<Answer, Failure>) -> Result<Answer, Failure> {
         let lines = match (&mut self.explanation, &answered) {
             (Some(explanation), Ok(answer)) => explanation.answer(answer),
-            (Some(_), Err(Failure::Refused(refused))) => Some(explain::lines(&refused.answer)),
+            (Some(_), Err(Failure::RefusedResponse(refused))) => Some(explain::lines(&refused.answer)),
             _ => None,
         };
         if let Some(lines) = lines {

@@ -18,7 +18,7 @@ pub(super) struct Page<'a> {
 
 /// Why a response is not a page.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NoPage {
+pub(super) enum PageError {
     /// It is not JSON.
     #[error("the answer is not JSON: {0}")]
     NotJson(#[from] JsonError),
@@ -29,18 +29,18 @@ pub(super) enum NoPage {
 
 impl<'a> Page<'a> {
     /// Reads a response of Query, or of a job's results.
-    pub(super) fn read(body: &'a [u8]) -> Result<Self, NoPage> {
-        let Value::Object(mut members) = json::parse_within(body, MAX_VALUES)? else { return Err(NoPage::NoRows) };
+    pub(super) fn read(body: &'a [u8]) -> Result<Self, PageError> {
+        let Value::Object(mut members) = json::parse_within(body, MAX_VALUES)? else { return Err(PageError::NoRows) };
         let meta = json::member(&members, "meta").and_then(Value::as_object).unwrap_or_default();
         let text = |name| json::member(meta, name).and_then(Value::as_str).filter(|text| !text.is_empty());
         let next = text("nextToken").map(str::to_owned);
         // `meta` names the member that has the rows.
         let name = text("key").unwrap_or("items").to_owned();
-        let rows = members.iter_mut().find(|member| member.name.as_str() == name).ok_or(NoPage::NoRows)?;
-        let Value::Array(rows) = std::mem::replace(&mut rows.value, Value::Null) else { return Err(NoPage::NoRows) };
+        let rows = members.iter_mut().find(|member| member.name.as_str() == name).ok_or(PageError::NoRows)?;
+        let Value::Array(rows) = std::mem::replace(&mut rows.value, Value::Null) else { return Err(PageError::NoRows) };
         let row = |value| match value {
             Value::Object(cells) => Ok(cells),
-            _ => Err(NoPage::NoRows),
+            _ => Err(PageError::NoRows),
         };
         Ok(Self { rows: rows.into_iter().map(row).collect::<Result<_, _>>()?, next })
     }
@@ -63,8 +63,8 @@ mod tests {
             assert_eq!((page.rows.len(), page.next.as_deref()), (rows, next), "{body}");
         }
         for body in ["[]", "{}", r#"{"items":{}}"#, r#"{"items":[1]}"#, r#"{"items":[],"meta":{"key":"data"}}"#] {
-            assert_eq!(Page::read(body.as_bytes()).unwrap_err(), NoPage::NoRows, "{body}");
+            assert_eq!(Page::read(body.as_bytes()).unwrap_err(), PageError::NoRows, "{body}");
         }
-        assert!(matches!(Page::read(b"<html>"), Err(NoPage::NotJson(_))));
+        assert!(matches!(Page::read(b"<html>"), Err(PageError::NotJson(_))));
     }
 }

@@ -11,7 +11,7 @@ use crate::cli::text::{error_message, plain};
 
 /// The credential that a refused client sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shown {
+pub(super) enum SentCredential {
     /// None.
     NoToken,
     /// The token from the variable.
@@ -35,18 +35,18 @@ pub(super) struct Refusal {
     request: Option<String>,
     retry_after: Option<String>,
     hint: Option<String>,
-    shown: Shown,
+    shown: SentCredential,
 }
 
 /// A response that is not a success, and what it says.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct RefusedResponse {
     pub(super) refusal: Refusal,
     pub(super) answer: Answer,
 }
 
 impl Refusal {
-    pub(super) fn read(answer: &Answer, shown: Shown) -> Self {
+    pub(super) fn read(answer: &Answer, shown: SentCredential) -> Self {
         const MOST: usize = 400;
         let body: Json = serde_json::from_slice(&answer.body).unwrap_or_default();
         let is_api = body["message"].is_string() && body["code"].is_number();
@@ -81,9 +81,11 @@ impl Refusal {
             _ if self.is_of_admin_plane => None,
             StatusCode::UNAUTHORIZED => Some(
                 match self.shown {
-                    Shown::NoToken => "set INSIGHTS_GATEWAY_TOKEN to the team's token, or give --token-file",
-                    Shown::FromVariable => "the token in INSIGHTS_GATEWAY_TOKEN is not (or no longer) a team's",
-                    Shown::FromFile => "the token in --token-file is not (or no longer) a team's",
+                    SentCredential::NoToken => "set INSIGHTS_GATEWAY_TOKEN to the team's token, or give --token-file",
+                    SentCredential::FromVariable => {
+                        "the token in INSIGHTS_GATEWAY_TOKEN is not (or no longer) a team's"
+                    }
+                    SentCredential::FromFile => "the token in --token-file is not (or no longer) a team's",
                 }
                 .to_owned(),
             ),
@@ -143,7 +145,12 @@ mod tests {
 
     use super::*;
 
-    fn said(status: u16, headers: &[(&'static str, &'static str)], body: &'static str, shown: Shown) -> String {
+    fn said(
+        status: u16,
+        headers: &[(&'static str, &'static str)],
+        body: &'static str,
+        shown: SentCredential,
+    ) -> String {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.insert(*name, HeaderValue::from_static(value));
@@ -161,36 +168,38 @@ mod tests {
     fn a_refusal_says_who_why_and_when_to_come_back() {
         let limited = r#"{"code":20429,"message":"this team may ask 5 times a second","httpStatusCode":429,"userError":true,"params":{"source":"gateway","reason":"team_rate_limit"}}"#;
         assert_eq!(
-            said(429, &[("retry-after", "3"), ("x-request-id", "r1")], limited, Shown::FromVariable),
+            said(429, &[("retry-after", "3"), ("x-request-id", "r1")], limited, SentCredential::FromVariable),
             "the gateway refused: 429 team_rate_limit: this team may ask 5 times a second\n  \
              come back in 3 s\n  request id: r1"
         );
         let twilio = r#"{"code":20001,"message":"Unknown field \"C.Cout\"","httpStatusCode":400,"params":{}}"#;
         assert_eq!(
-            said(400, &[("insights-gateway-hint", "unknown measure \"C.Cout\"")], twilio, Shown::NoToken),
+            said(400, &[("insights-gateway-hint", "unknown measure \"C.Cout\"")], twilio, SentCredential::NoToken),
             "Twilio refused: 400 (code 20001): Unknown field \"C.Cout\"\n  hint: unknown measure \"C.Cout\"\n  \
              the metadata has all names: /v3/InsightsDomains/Conversations/Metadata"
         );
         let similar = "unknown measure \"C.Cout\"; did you mean \"C.Count\"?";
-        assert!(said(400, &[("insights-gateway-hint", similar)], twilio, Shown::NoToken).ends_with("\"C.Count\"?"));
+        assert!(
+            said(400, &[("insights-gateway-hint", similar)], twilio, SentCredential::NoToken).ends_with("\"C.Count\"?")
+        );
         let open = r#"{"code":20503,"message":"it is left alone; come back in 3 s","params":{"source":"gateway","reason":"circuit_open"}}"#;
-        assert!(said(503, &[("retry-after", "3")], open, Shown::NoToken).ends_with("alone; come back in 3 s"));
+        assert!(said(503, &[("retry-after", "3")], open, SentCredential::NoToken).ends_with("alone; come back in 3 s"));
         let draining = r#"{"code":20503,"message":"draining","params":{"source":"gateway","reason":"draining"}}"#;
-        let said = said(503, &[("retry-after", "Sat, 28 Nov 2026 10:00:00 GMT")], draining, Shown::NoToken);
+        let said = said(503, &[("retry-after", "Sat, 28 Nov 2026 10:00:00 GMT")], draining, SentCredential::NoToken);
         assert!(said.ends_with("come back after Sat, 28 Nov 2026 10:00:00 GMT"), "{said}");
     }
 
     #[test]
     fn clients_without_a_valid_token_are_told_how_to_sign_in() {
         let body = r#"{"code":20003,"message":"no token","params":{"source":"gateway","reason":"unauthenticated"}}"#;
-        assert!(said(401, &[], body, Shown::NoToken).contains("set INSIGHTS_GATEWAY_TOKEN"));
-        assert!(said(401, &[], body, Shown::FromFile).contains("token in --token-file is not"));
-        assert!(said(401, &[], body, Shown::FromVariable).contains("token in INSIGHTS_GATEWAY_TOKEN is not"));
+        assert!(said(401, &[], body, SentCredential::NoToken).contains("set INSIGHTS_GATEWAY_TOKEN"));
+        assert!(said(401, &[], body, SentCredential::FromFile).contains("token in --token-file is not"));
+        assert!(said(401, &[], body, SentCredential::FromVariable).contains("token in INSIGHTS_GATEWAY_TOKEN is not"));
     }
 
     #[test]
     fn other_servers_are_recognised_and_their_text_is_escaped() {
-        let said = said(404, &[], "<html>\u{1b}[2J\nnot here", Shown::NoToken);
+        let said = said(404, &[], "<html>\u{1b}[2J\nnot here", SentCredential::NoToken);
         assert_eq!(
             said,
             "refused: 404: <html> [2J not here\n  \
@@ -198,9 +207,9 @@ mod tests {
         );
         let admin = r#"{"error":"this is the admin plane's port"}"#;
         assert_eq!(
-            super::tests::said(401, &[], admin, Shown::FromFile),
+            super::tests::said(401, &[], admin, SentCredential::FromFile),
             "refused: 401: this is the admin plane's port"
         );
-        assert!(super::tests::said(301, &[], "", Shown::NoToken).contains("redirects are not followed"));
+        assert!(super::tests::said(301, &[], "", SentCredential::NoToken).contains("redirects are not followed"));
     }
 }

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
-use super::refusal::Shown;
+use super::refusal::SentCredential;
 
 const VARIABLE: &str = "INSIGHTS_GATEWAY_TOKEN";
 const LARGEST: u64 = 64 << 10;
@@ -20,17 +20,20 @@ const LARGEST: u64 = 64 << 10;
 /// # Errors
 ///
 /// What is wrong with the file or the variable; never its content.
-pub(super) fn authorization(file: Option<&Path>, team: Option<&str>) -> Result<(Option<HeaderValue>, Shown), String> {
+pub(super) fn authorization(
+    file: Option<&Path>,
+    team: Option<&str>,
+) -> Result<(Option<HeaderValue>, SentCredential), String> {
     let (token, shown, place) = match file {
         Some(path) => {
             let place = format!("--token-file {}", path.display());
-            (read(path).map_err(|error| format!("{place}: {error}"))?, Shown::FromFile, place)
+            (read(path).map_err(|error| format!("{place}: {error}"))?, SentCredential::FromFile, place)
         }
         None => match std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
-            None => return Ok((None, Shown::NoToken)),
+            None => return Ok((None, SentCredential::NoToken)),
             Some(value) => {
                 let value = value.into_string().unwrap_or_default().into_bytes();
-                (Zeroizing::new(value), Shown::FromVariable, VARIABLE.to_owned())
+                (Zeroizing::new(value), SentCredential::FromVariable, VARIABLE.to_owned())
             }
         },
     };
@@ -70,7 +73,7 @@ mod tests {
         let path = folder.path().join("token");
         fs::write(&path, "igw_abc\n").unwrap();
         let (bearer, shown) = authorization(Some(&path), None).unwrap();
-        assert_eq!((bearer.unwrap().to_str().unwrap(), shown), ("Bearer igw_abc", Shown::FromFile));
+        assert_eq!((bearer.unwrap().to_str().unwrap(), shown), ("Bearer igw_abc", SentCredential::FromFile));
         let (basic, _) = authorization(Some(&path), Some("dashboards")).unwrap();
         assert_eq!(basic.unwrap(), format!("Basic {}", BASE64_STANDARD.encode("dashboards:igw_abc")));
         for bad in ["", "\n", "a b", "a\nb", "é"] {

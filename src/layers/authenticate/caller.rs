@@ -38,16 +38,16 @@ pub struct UpstreamRate {
     pub allowance: Arc<dyn Fn() -> Option<Allowance> + Send + Sync>,
 }
 
-/// A caller, and what it is told of its limits.
-pub(super) struct Known {
+/// A caller, its limit upstream, and the header that states its limits.
+pub(super) struct CallerLimits {
     pub(super) caller: Caller,
     pub(super) upstream: Option<UpstreamRate>,
     pub(super) policy: HeaderValue,
 }
 
-impl Known {
+impl CallerLimits {
     /// Sets `RateLimit` to what the caller has left. Returns what it may still send upstream.
-    pub(super) fn tell_limits<B>(
+    pub(super) fn set_rate_limit<B>(
         &self,
         requests: Option<Allowance>,
         incoming: &IncomingRequest<B>,

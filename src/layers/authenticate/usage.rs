@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, Response, header};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::caller::Known;
+use super::caller::CallerLimits;
 use crate::accounts::Allowance;
 use crate::core::clock::Clock;
 use crate::core::outcome::Outcome;
@@ -38,7 +38,7 @@ struct Limits {
 
 /// The usage of a team. `requests` and `upstream` are what it has left.
 pub(super) fn respond(
-    known: &Known,
+    known: &CallerLimits,
     requests: Option<Allowance>,
     upstream: Option<Allowance>,
     clock: Clock,

@@ -31,7 +31,7 @@ pub struct Bodies {
 /// The memory for another large body is used up.
 #[derive(Debug, thiserror::Error)]
 #[error("too many large bodies are held at once")]
-pub(super) struct TooMany;
+pub(super) struct BodyMemoryFull;
 
 impl Bodies {
     /// Holds at most `most` bytes of large bodies, and at most twice as many of all bodies.
@@ -40,75 +40,75 @@ impl Bodies {
     }
 
     /// A reservation for the body of a request, of which nothing has come yet.
-    pub(super) fn room(&self) -> Room {
-        Room { bodies: self.clone(), bytes: 0 }
+    pub(super) fn reserve(&self) -> BodyReservation {
+        BodyReservation { bodies: self.clone(), bytes: 0 }
     }
 
     /// Reserves bytes for a request that has reserved `own` already and has a body of `length`. They are counted even
     /// if the result is an error, so that dropping the reservation is right in both cases.
-    fn take(&self, bytes: u64, own: u64, length: u64) -> Result<(), TooMany> {
+    fn take(&self, bytes: u64, own: u64, length: u64) -> Result<(), BodyMemoryFull> {
         let before = self.held.fetch_add(bytes, Ordering::Relaxed);
         let most = if length > SMALL { self.most } else { self.most.saturating_mul(2) };
         // A body that is alone is accepted, because it would not fit later either.
         let is_full = before > own && before + bytes > most;
-        if is_full { Err(TooMany) } else { Ok(()) }
+        if is_full { Err(BodyMemoryFull) } else { Ok(()) }
     }
 }
 
-/// Bytes that are reserved.
+/// Bytes that are reserved for the body of one request.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct BodyReservation {
     bodies: Bodies,
     bytes: u64,
 }
 
-impl Room {
+impl BodyReservation {
     /// The same body, counted as it arrives.
-    pub(super) fn count<B>(&mut self, body: B) -> Counted<'_, B> {
-        Counted { body, room: self }
+    pub(super) fn count<B>(&mut self, body: B) -> CountedBody<'_, B> {
+        CountedBody { body, reservation: self }
     }
 
     /// Reserves bytes in addition to those of the body itself.
-    pub(super) fn beside(&self, bytes: usize) -> Result<Self, TooMany> {
+    pub(super) fn beside(&self, bytes: usize) -> Result<Self, BodyMemoryFull> {
         let more = Self { bodies: self.bodies.clone(), bytes: bytes as u64 };
         self.bodies.take(more.bytes, self.bytes, self.bytes).map(|()| more)
     }
 
     /// `bytes`, counted until their last clone is dropped.
-    pub(super) fn hold(&self, bytes: Bytes) -> Result<Bytes, TooMany> {
+    pub(super) fn hold(&self, bytes: Bytes) -> Result<Bytes, BodyMemoryFull> {
         if bytes.len() <= UNCOUNTED {
             return Ok(bytes);
         }
-        let room = self.beside(bytes.len())?;
-        Ok(Bytes::from_owner(Held { bytes, _room: room }))
+        let reservation = self.beside(bytes.len())?;
+        Ok(Bytes::from_owner(ReservedBytes { bytes, _reservation: reservation }))
     }
 }
 
-impl Drop for Room {
+impl Drop for BodyReservation {
     fn drop(&mut self) {
         self.bodies.held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 /// Bytes and their reservation.
-struct Held {
+struct ReservedBytes {
     bytes: Bytes,
-    _room: Room,
+    _reservation: BodyReservation,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for ReservedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Counted<'r, B> {
+pub(super) struct CountedBody<'r, B> {
     body: B,
-    room: &'r mut Room,
+    reservation: &'r mut BodyReservation,
 }
 
-impl<B> Body for Counted<'_, B>
+impl<B> Body for CountedBody<'_, B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
@@ -120,9 +120,9 @@ where
         let this = &mut *self;
         let frame = ready!(Pin::new(&mut this.body).poll_frame(context)).transpose().map_err(Into::into)?;
         if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
-            let (length, own) = (data.len() as u64, this.room.bytes);
-            this.room.bytes += length;
-            this.room.bodies.take(length, own, this.room.bytes)?;
+            let (length, own) = (data.len() as u64, this.reservation.bytes);
+            this.reservation.bytes += length;
+            this.reservation.bodies.take(length, own, this.reservation.bytes)?;
         }
         Poll::Ready(frame.map(Ok))
     }
@@ -143,11 +143,11 @@ mod tests {
     use super::*;
 
     /// A body of this size arrives: its reservation, or `None` if it was refused.
-    async fn come(bodies: &Bodies, bytes: u64) -> Option<Room> {
-        let mut room = bodies.room();
+    async fn come(bodies: &Bodies, bytes: u64) -> Option<BodyReservation> {
+        let mut reservation = bodies.reserve();
         let body = Full::new(Bytes::from(vec![7; usize::try_from(bytes).unwrap()]));
-        let came = room.count(body).collect().await.is_ok();
-        came.then_some(room)
+        let came = reservation.count(body).collect().await.is_ok();
+        came.then_some(reservation)
     }
 
     fn held(bodies: &Bodies) -> u64 {
@@ -187,9 +187,9 @@ mod tests {
     #[tokio::test]
     async fn held_bytes_are_counted_until_their_last_clone_is_dropped() {
         let bodies = Bodies::new(3 * SMALL);
-        let room = come(&bodies, 2 * SMALL).await.unwrap();
-        let bytes = room.hold(Bytes::from(vec![7; 2 * SMALL as usize])).expect("alone");
-        drop(room);
+        let reservation = come(&bodies, 2 * SMALL).await.unwrap();
+        let bytes = reservation.hold(Bytes::from(vec![7; 2 * SMALL as usize])).expect("alone");
+        drop(reservation);
         let clone = bytes.clone();
         drop(bytes);
         assert_eq!((held(&bodies), clone.len() as u64), (2 * SMALL, 2 * SMALL));

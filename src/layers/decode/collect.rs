@@ -7,7 +7,7 @@ use futures_util::future::poll_immediate;
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use super::bodies::{Room, TooMany};
+use super::bodies::{BodyMemoryFull, BodyReservation};
 use crate::core::error::{GatewayError, Reason};
 
 /// How much is read, and how long a request may take.
@@ -22,13 +22,17 @@ pub struct Limits {
 }
 
 /// The error of a body for which there is no memory.
-pub(super) fn too_many(_: TooMany) -> GatewayError {
+pub(super) fn too_many(_: BodyMemoryFull) -> GatewayError {
     let message = "too many large request bodies are held at once; come back shortly";
     GatewayError::new(Reason::Overloaded, message).with_retry_after(Duration::from_secs(1))
 }
 
 /// The whole body, within the limits of its size, its time and the memory of all bodies.
-pub(super) async fn collect<B>(body: B, limits: Limits, room: &mut Room) -> Result<Bytes, GatewayError>
+pub(super) async fn collect<B>(
+    body: B,
+    limits: Limits,
+    reservation: &mut BodyReservation,
+) -> Result<Bytes, GatewayError>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -42,7 +46,7 @@ where
     }
     let limit = usize::try_from(limits.max_body).unwrap_or(usize::MAX);
     let body = std::pin::pin!(body);
-    let mut whole = std::pin::pin!(whole(Limited::new(room.count(body), limit)));
+    let mut whole = std::pin::pin!(whole(Limited::new(reservation.count(body), limit)));
     // Nearly every body has arrived with its head, and a timer would cost more than reading it.
     let taken = match poll_immediate(whole.as_mut()).await {
         Some(taken) => Ok(taken),
@@ -50,7 +54,7 @@ where
     };
     match taken {
         Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) if error.is::<TooMany>() => Err(too_many(TooMany)),
+        Ok(Err(error)) if error.is::<BodyMemoryFull>() => Err(too_many(BodyMemoryFull)),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) if error.is::<TooManyPieces>() => Err(GatewayError::new(
             Reason::BadRequest,

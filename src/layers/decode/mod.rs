@@ -30,13 +30,13 @@ use http_body::Body;
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::bodies::Bodies;
-use self::bodies::TooMany;
+use self::bodies::BodyMemoryFull;
 pub use self::collect::Limits;
 use self::collect::{collect, too_many};
 pub use self::layer::DecodeLayer;
-use self::read::{Asked, Read};
+use self::read::{CollectedRequest, ReadOutcome};
 pub use self::restriction::FreshPages;
-use self::restriction::{Restriction, View};
+use self::restriction::{MetadataView, Restriction};
 pub use self::tokens::IssuedPageTokens;
 use self::write::write;
 use crate::core::error::{GatewayError, Reason};
@@ -98,15 +98,15 @@ where
         let (path, headers) = (path(endpoint, head.uri.path()), forwarded(endpoint, &head.headers));
         drop(head);
         Box::pin(async move {
-            let mut room = layer.bodies.room();
+            let mut reservation = layer.bodies.reserve();
             let body = if endpoint.body == endpoint::Body::None {
                 drop(body);
                 Bytes::new()
             } else {
                 is_readable?;
-                collect(body, layer.limits, &mut room).await?
+                collect(body, layer.limits, &mut reservation).await?
             };
-            let mut asked = Asked {
+            let mut asked = CollectedRequest {
                 endpoint,
                 path,
                 query,
@@ -114,7 +114,7 @@ where
                 headers,
                 base,
                 body,
-                room,
+                reservation,
                 team,
                 received,
                 context: Arc::clone(&context),
@@ -130,8 +130,8 @@ where
                 layer.read(&asked)?
             };
             let read = match read {
-                Read::Query(query, tokens) => Ok((query, tokens)),
-                Read::NeedsMetadata(query, restriction) => {
+                ReadOutcome::Query(query, tokens) => Ok((query, tokens)),
+                ReadOutcome::NeedsMetadata(query, restriction) => {
                     let purges = layer.restrictions.purges();
                     match Box::pin(fetch_view(inner.clone(), query, &restriction)).await? {
                         Ok(view) => {
@@ -139,7 +139,7 @@ where
                                 restriction.remember(&view, received, purges);
                             }
                             if asked.body.len() > LARGE {
-                                let read = move |layer: &DecodeLayer, asked: &Asked| {
+                                let read = move |layer: &DecodeLayer, asked: &CollectedRequest| {
                                     layer.read_with(asked, restriction, &view)
                                 };
                                 let (read_asked, read) = Box::pin(read_beside(&layer, asked, read)).await?;
@@ -197,13 +197,13 @@ const LARGE: usize = 32 * 1024;
 /// Parses a large request on a blocking thread.
 async fn read_beside<T: Send + 'static>(
     layer: &Arc<DecodeLayer>,
-    asked: Asked,
-    read: impl FnOnce(&DecodeLayer, &Asked) -> Result<T, GatewayError> + Send + 'static,
-) -> Result<(Asked, T), GatewayError> {
+    asked: CollectedRequest,
+    read: impl FnOnce(&DecodeLayer, &CollectedRequest) -> Result<T, GatewayError> + Send + 'static,
+) -> Result<(CollectedRequest, T), GatewayError> {
     let turn = Arc::clone(&layer.large).acquire_owned();
     // The semaphore is never closed.
     let Ok(Ok(turn)) = tokio::time::timeout_at(asked.received + layer.limits.deadline, turn).await else {
-        return Err(too_many(TooMany));
+        return Err(too_many(BodyMemoryFull));
     };
     let layer = Arc::clone(layer);
     let reading = tokio::task::spawn_blocking(move || {
@@ -254,7 +254,7 @@ async fn fetch_view<S>(
     inner: S,
     metadata: ClientQuery,
     restriction: &Restriction,
-) -> Result<Result<Arc<View>, Box<ClientResponse>>, GatewayError>
+) -> Result<Result<Arc<MetadataView>, Box<ClientResponse>>, GatewayError>
 where
     S: Service<ClientQuery, Response = ClientResponse, Error = GatewayError>,
 {

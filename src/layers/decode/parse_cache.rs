@@ -37,7 +37,7 @@ pub(super) struct RawQuery<'r> {
 }
 
 #[derive(Debug)]
-struct Remembered {
+struct RememberedQuery {
     /// Reader, query string and body in one allocation, so that a lookup waits for memory only once.
     raw: Box<[u8]>,
     reader: usize,
@@ -45,7 +45,7 @@ struct Remembered {
     parsed: ParsedQuery,
 }
 
-impl Remembered {
+impl RememberedQuery {
     fn new(raw: RawQuery<'_>, parsed: ParsedQuery) -> Self {
         let all = [raw.reader, raw.query.as_bytes(), raw.body].concat();
         Self { raw: all.into(), reader: raw.reader.len(), query: raw.query.len(), parsed }
@@ -62,7 +62,7 @@ impl Remembered {
 struct Set {
     /// Least recently used last. Each entry has some bits of its hash, which usually show without a comparison that it
     /// is a different one.
-    places: [Option<(u32, Box<Remembered>)>; Set::PLACES],
+    places: [Option<(u32, Box<RememberedQuery>)>; Set::PLACES],
     /// These bits of the last request that came and was not remembered.
     met: Option<u32>,
 }
@@ -70,8 +70,8 @@ struct Set {
 impl Set {
     const PLACES: usize = 4;
 
-    fn find(&mut self, bits: u32, raw: RawQuery<'_>) -> Option<&Remembered> {
-        let is = |place: &Option<(u32, Box<Remembered>)>| {
+    fn find(&mut self, bits: u32, raw: RawQuery<'_>) -> Option<&RememberedQuery> {
+        let is = |place: &Option<(u32, Box<RememberedQuery>)>| {
             place.as_ref().is_some_and(|(known, remembered)| *known == bits && remembered.is(raw))
         };
         let at = self.places.iter().position(is)?;
@@ -84,7 +84,7 @@ impl Set {
         self.met.replace(bits) == Some(bits)
     }
 
-    fn add(&mut self, bits: u32, remembered: Remembered) {
+    fn add(&mut self, bits: u32, remembered: RememberedQuery) {
         self.places.rotate_right(1);
         self.places[0] = Some((bits, Box::new(remembered)));
     }
@@ -132,7 +132,7 @@ impl ParseCache {
         }
         let mut set = lock();
         if set.meets_again(bits) {
-            set.add(bits, Remembered::new(raw, parsed.clone()));
+            set.add(bits, RememberedQuery::new(raw, parsed.clone()));
         }
         Ok(parsed)
     }
@@ -227,9 +227,9 @@ mod tests {
         let mut set = Set::default();
         let raw = |body: &'static [u8]| RawQuery { reader: b"AC1", query: "", body };
         let often = raw(b"often");
-        set.add(7, Remembered::new(often, parsed(often)));
+        set.add(7, RememberedQuery::new(often, parsed(often)));
         for body in [&b"1"[..], b"2", b"3", b"4", b"5"] {
-            set.add(7, Remembered::new(raw(body), parsed(raw(body))));
+            set.add(7, RememberedQuery::new(raw(body), parsed(raw(body))));
             assert!(set.find(7, often).is_some());
         }
         assert!(set.find(7, raw(b"5")).is_some() && set.find(8, raw(b"5")).is_none());

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::bodies::Room;
+use super::bodies::BodyReservation;
 use super::collect::too_many;
 use super::layer::DecodeLayer;
 use super::parse_cache::{ParsedQuery, RawQuery};
-use super::restriction::{Restriction, View, of_metadata};
+use super::restriction::{MetadataView, Restriction, of_metadata};
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
@@ -27,7 +27,7 @@ use crate::twilio::policy::Denied;
 use crate::twilio::query::{self, Query, QueryError};
 
 /// A request whose body has arrived.
-pub(super) struct Asked {
+pub(super) struct CollectedRequest {
     pub(super) endpoint: &'static Endpoint,
     pub(super) path: Cow<'static, str>,
     pub(super) query: Box<str>,
@@ -36,14 +36,14 @@ pub(super) struct Asked {
     pub(super) base: Option<Arc<Base>>,
     pub(super) body: Bytes,
     /// The memory that the body takes.
-    pub(super) room: Room,
+    pub(super) reservation: BodyReservation,
     pub(super) team: Arc<Team>,
     pub(super) received: Instant,
     pub(super) context: Arc<RequestContext>,
 }
 
 /// The result of reading a request.
-pub(super) enum Read {
+pub(super) enum ReadOutcome {
     /// A query; under a policy with the restriction that records the page tokens in its response.
     Query(ClientQuery, Option<Arc<Restriction>>),
     /// Nothing can be proven before this query has fetched the account's metadata.
@@ -65,10 +65,10 @@ impl DecodeLayer {
         body: Bytes,
         received: Instant,
     ) -> Result<Option<Key>, GatewayError> {
-        let room = self.bodies.room();
-        let body = room.hold(body).map_err(too_many)?;
+        let reservation = self.bodies.reserve();
+        let body = reservation.hold(body).map_err(too_many)?;
         let endpoint = operation.endpoint();
-        let asked = Asked {
+        let asked = CollectedRequest {
             endpoint,
             path: endpoint.path.into(),
             query: query.into(),
@@ -76,20 +76,20 @@ impl DecodeLayer {
             headers: None,
             base: None,
             body,
-            room,
+            reservation,
             team: Arc::clone(team),
             received,
             context: Arc::default(),
         };
         match self.read(&asked)? {
-            Read::Query(query, _) => Ok(Some(query.canonical.key)),
-            Read::NeedsMetadata(..) => Ok(None),
+            ReadOutcome::Query(query, _) => Ok(Some(query.canonical.key)),
+            ReadOutcome::NeedsMetadata(..) => Ok(None),
         }
     }
 
     /// Finds out whether another replica gave out the page token of a request under a policy. `None` if there is nothing to
     /// find out.
-    pub(super) fn learn_token(&self, request: &Asked) -> Option<StoreWork> {
+    pub(super) fn learn_token(&self, request: &CollectedRequest) -> Option<StoreWork> {
         let policy = request.team.policy.as_ref().filter(|_| request.endpoint.operation == Operation::Page)?;
         if !self.restrictions.share_tokens() {
             return None;
@@ -100,21 +100,25 @@ impl DecodeLayer {
 
     /// Reads a request. Under a policy, a query is read with the view of a fresh page of metadata, if the cache has
     /// one.
-    pub(super) fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
-        let Asked { endpoint, query, body, team, context, .. } = request;
+    pub(super) fn read(&self, request: &CollectedRequest) -> Result<ReadOutcome, GatewayError> {
+        let CollectedRequest { endpoint, query, body, team, context, .. } = request;
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
         let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
         match (endpoint.body, restriction) {
             (endpoint::Body::Query, None) => {
                 let parsed = self.parsed(request, raw, |_, _| Ok(None))?;
                 context.asks(&parsed.canonical.body);
-                Ok(Read::Query(self.query(request, endpoint, parsed.canonical, request.directives.clone()), None))
+                Ok(ReadOutcome::Query(
+                    self.query(request, endpoint, parsed.canonical, request.directives.clone()),
+                    None,
+                ))
             }
             (endpoint::Body::Query, Some(restriction)) => {
                 let fresh = self.restrictions.fresh(&restriction).transpose()?;
-                if let Some(view) = fresh.or_else(|| restriction.unkept(request.received, self.restrictions.purges())) {
+                if let Some(view) = fresh.or_else(|| restriction.unstored(request.received, self.restrictions.purges()))
+                {
                     let (query, tokens) = self.read_with(request, restriction, &view)?;
-                    return Ok(Read::Query(query, tokens));
+                    return Ok(ReadOutcome::Query(query, tokens));
                 }
                 // A query that is refused whatever the metadata contains must not cost a token for metadata.
                 self.parse(request, raw, |parameters, query| {
@@ -126,7 +130,7 @@ impl DecodeLayer {
                 let query = self.query(request, endpoint, Arc::new(metadata), of_metadata(&request.directives));
                 // The client's headers belong to another endpoint.
                 let query = ClientQuery { headers: None, base: None, ..query };
-                Ok(Read::NeedsMetadata(query, restriction))
+                Ok(ReadOutcome::NeedsMetadata(query, restriction))
             }
             // The configuration does not allow this either.
             (endpoint::Body::Field, Some(_)) => Err(not_under_a_policy()),
@@ -137,7 +141,7 @@ impl DecodeLayer {
                     Some(restriction) => restrict(restriction, &mut query, &parameters)?,
                     None => None,
                 };
-                Ok(Read::Query(query, tokens))
+                Ok(ReadOutcome::Query(query, tokens))
             }
         }
     }
@@ -145,11 +149,11 @@ impl DecodeLayer {
     /// Reads a query under a policy, with this view of the account's metadata.
     pub(super) fn read_with(
         &self,
-        request: &Asked,
+        request: &CollectedRequest,
         restriction: Arc<Restriction>,
-        view: &View,
+        view: &MetadataView,
     ) -> Result<(ClientQuery, Option<Arc<Restriction>>), GatewayError> {
-        let Asked { endpoint, query, body, context, .. } = request;
+        let CollectedRequest { endpoint, query, body, context, .. } = request;
         let raw = RawQuery { reader: &view.reader, query, body };
         let parsed = self.parsed(request, raw, |parameters, query| {
             restriction.prove_parameters(parameters, of_first_page(endpoint))?;
@@ -162,12 +166,12 @@ impl DecodeLayer {
 
     fn query(
         &self,
-        request: &Asked,
+        request: &CollectedRequest,
         endpoint: &'static Endpoint,
         canonical: Arc<CanonicalQuery>,
         directives: RequestDirectives,
     ) -> ClientQuery {
-        let Asked { team, received, context, headers, base, .. } = request;
+        let CollectedRequest { team, received, context, headers, base, .. } = request;
         // Only a read can be answered with 304 (RFC 9110 section 13.1.2).
         let if_none_match = directives.if_none_match.filter(|_| endpoint.body != endpoint::Body::Field);
         let directives = RequestDirectives { if_none_match, ..directives };
@@ -189,7 +193,7 @@ impl DecodeLayer {
     /// Parses a query. Only queries that come again and again are remembered.
     fn parsed(
         &self,
-        request: &Asked,
+        request: &CollectedRequest,
         raw: RawQuery<'_>,
         restrict: impl FnOnce(&Parameters, &Query<'_>) -> Result<Option<Bytes>, Denied>,
     ) -> Result<ParsedQuery, GatewayError> {
@@ -202,13 +206,13 @@ impl DecodeLayer {
     /// Parses a query: its query string and its body. `restrict` returns the query to send instead, if it differs.
     fn parse(
         &self,
-        request: &Asked,
+        request: &CollectedRequest,
         raw: RawQuery<'_>,
         restrict: impl FnOnce(&Parameters, &Query<'_>) -> Result<Option<Bytes>, Denied>,
     ) -> Result<ParsedQuery, GatewayError> {
-        let Asked { endpoint, team, context, room, .. } = request;
+        let CollectedRequest { endpoint, team, context, reservation, .. } = request;
         let parameters = parse(raw.query, team)?;
-        let built = room.beside(json::built_size(raw.body)).map_err(too_many)?;
+        let built = reservation.beside(json::built_size(raw.body)).map_err(too_many)?;
         let value = query::parse(raw.body).map_err(invalid)?;
         let query = Query::read(&value).map_err(invalid)?;
         let asked = query.canonical();
@@ -227,8 +231,8 @@ impl DecodeLayer {
         drop(value);
         drop(built);
         // From here on this is the only copy, and it is held as long as the query.
-        let body = room.hold(body).map_err(too_many)?;
-        let asked = asked.map(|asked| room.hold(asked)).transpose().map_err(too_many)?;
+        let body = reservation.hold(body).map_err(too_many)?;
+        let asked = asked.map(|asked| reservation.hold(asked)).transpose().map_err(too_many)?;
         let canonical = CanonicalQuery {
             path: endpoint.path.into(),
             key: Key::new(&team.account, endpoint.operation, parameters.as_str(), &body),
@@ -246,8 +250,8 @@ fn of_first_page(endpoint: &Endpoint) -> &'static [&'static str] {
 }
 
 /// Parses a request whose body is not a query.
-fn understand_parameters(request: &Asked) -> Result<(CanonicalQuery, Parameters), GatewayError> {
-    let Asked { endpoint, path, query, body, team, .. } = request;
+fn understand_parameters(request: &CollectedRequest) -> Result<(CanonicalQuery, Parameters), GatewayError> {
+    let CollectedRequest { endpoint, path, query, body, team, .. } = request;
     let (account, parameters) = (&team.account, parse(query, team)?);
     let sent = match endpoint.operation {
         // A status has no parameters. If they counted, each of their spellings would be polled by itself.
@@ -273,16 +277,16 @@ fn understand_parameters(request: &Asked) -> Result<(CanonicalQuery, Parameters)
 
 /// The body of a write, byte for byte, and nothing for other requests. It is parsed strictly nevertheless: a body that two
 /// parsers understand differently must not be written.
-fn body_of_write(request: &Asked) -> Result<Bytes, GatewayError> {
-    let Asked { endpoint, body, room, .. } = request;
+fn body_of_write(request: &CollectedRequest) -> Result<Bytes, GatewayError> {
+    let CollectedRequest { endpoint, body, reservation, .. } = request;
     if endpoint.body != endpoint::Body::Field {
         return Ok(Bytes::new());
     }
-    let built = room.beside(json::built_size(body)).map_err(too_many)?;
+    let built = reservation.beside(json::built_size(body)).map_err(too_many)?;
     query::parse(body).map_err(invalid)?;
     drop(built);
     // A copy: the body is a slice of the connection's buffer and would keep all of it in memory.
-    room.hold(Bytes::copy_from_slice(body)).map_err(too_many)
+    reservation.hold(Bytes::copy_from_slice(body)).map_err(too_many)
 }
 
 /// The key of a page's token alone.

@@ -93,7 +93,7 @@ impl Restrictions {
     }
 
     /// The view of the account's metadata, if the cache has a fresh page of it.
-    pub(super) fn fresh(&self, restriction: &Restriction) -> Option<Result<Arc<View>, GatewayError>> {
+    pub(super) fn fresh(&self, restriction: &Restriction) -> Option<Result<Arc<MetadataView>, GatewayError>> {
         // Twilio's errors are stored for a while too. A client that asks for metadata gets them; they have no view.
         let page = self.page(&restriction.metadata).filter(|page| page.status == StatusCode::OK)?;
         Some(restriction.view(&page))
@@ -114,25 +114,26 @@ pub(super) struct Restriction {
     pub(super) metadata: Key,
     scope: Scope,
     tokens: IssuedPageTokens,
-    newest: Mutex<Option<Viewed>>,
+    newest: Mutex<Option<ParsedMetadata>>,
     /// The view of metadata that the cache may not store.
-    unkept: Mutex<Option<Unkept>>,
+    unstored: Mutex<Option<UnstoredView>>,
 }
 
-/// A view of metadata that is not stored, when that metadata was requested, and how many purges there were before.
+/// A view of metadata that the cache does not store, when that metadata was requested, and how many purges there were
+/// before.
 #[derive(Debug)]
-struct Unkept {
-    view: Arc<View>,
+struct UnstoredView {
+    view: Arc<MetadataView>,
     asked: Instant,
     purges: u64,
 }
 
-/// A page of metadata that has been parsed.
+/// The last page of metadata, and what was read from it.
 #[derive(Debug)]
-struct Viewed {
+struct ParsedMetadata {
     page: Arc<Representation>,
     /// `None` where the page does not have the documented form.
-    view: Option<Arc<View>>,
+    view: Option<Arc<MetadataView>>,
 }
 
 impl Restriction {
@@ -144,7 +145,7 @@ impl Restriction {
             scope: policy.scope(&account.sid, &account.origin),
             tokens,
             newest: Mutex::default(),
-            unkept: Mutex::default(),
+            unstored: Mutex::default(),
         }
     }
 
@@ -153,7 +154,7 @@ impl Restriction {
     /// # Errors
     ///
     /// When it does not have the documented form, so that nothing can be proven from it.
-    pub(super) fn view(&self, page: &Arc<Representation>) -> Result<Arc<View>, GatewayError> {
+    pub(super) fn view(&self, page: &Arc<Representation>) -> Result<Arc<MetadataView>, GatewayError> {
         // Held while a view is made: other callers need the same view.
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let view = match &mut *newest {
@@ -163,8 +164,8 @@ impl Restriction {
                 known.view.clone()
             }
             _ => {
-                let view = View::new(self, page).map(Arc::new);
-                *newest = Some(Viewed { page: Arc::clone(page), view: view.clone() });
+                let view = MetadataView::new(self, page).map(Arc::new);
+                *newest = Some(ParsedMetadata { page: Arc::clone(page), view: view.clone() });
                 view
             }
         };
@@ -180,20 +181,20 @@ impl Restriction {
     const LEAST_VALIDITY: Duration = Duration::from_secs(10);
 
     /// Remembers the view of metadata that is not stored. It was requested at `asked`, after `purges` purges.
-    pub(super) fn remember(&self, view: &Arc<View>, asked: Instant, purges: u64) {
-        let unkept = Unkept { view: Arc::clone(view), asked, purges };
-        *self.unkept.lock().unwrap_or_else(PoisonError::into_inner) = Some(unkept);
+    pub(super) fn remember(&self, view: &Arc<MetadataView>, asked: Instant, purges: u64) {
+        let unstored = UnstoredView { view: Arc::clone(view), asked, purges };
+        *self.unstored.lock().unwrap_or_else(PoisonError::into_inner) = Some(unstored);
     }
 
     /// The view of metadata that is not stored, if it is at most ten seconds old and there was no purge since it was
     /// requested. After a purge or a write, older knowledge must not be used.
-    pub(super) fn unkept(&self, now: Instant, purges: u64) -> Option<Arc<View>> {
-        let mut unkept = self.unkept.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_good = |unkept: &Unkept| {
-            now.saturating_duration_since(unkept.asked) < Self::LEAST_VALIDITY && unkept.purges == purges
+    pub(super) fn unstored(&self, now: Instant, purges: u64) -> Option<Arc<MetadataView>> {
+        let mut unstored = self.unstored.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_good = |unstored: &UnstoredView| {
+            now.saturating_duration_since(unstored.asked) < Self::LEAST_VALIDITY && unstored.purges == purges
         };
-        *unkept = unkept.take().filter(is_good);
-        unkept.as_ref().map(|unkept| Arc::clone(&unkept.view))
+        *unstored = unstored.take().filter(is_good);
+        unstored.as_ref().map(|unstored| Arc::clone(&unstored.view))
     }
 
     /// Whether metadata is different under this policy.
@@ -243,7 +244,7 @@ impl Redact for Restriction {
 
 /// What the teams of one policy may see of one page of metadata.
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct MetadataView {
     policy: Arc<Policy>,
     /// All members, denied or not.
     pub(super) catalog: Catalog,
@@ -254,7 +255,7 @@ pub(super) struct View {
     visible: Option<Arc<Redacted>>,
 }
 
-impl View {
+impl MetadataView {
     fn new(restriction: &Restriction, page: &Representation) -> Option<Self> {
         let Restriction { policy, scope, .. } = restriction;
         let (catalog, visible) = policy.metadata(&page.body).filter(|_| page.status == StatusCode::OK)?;

@@ -15,7 +15,7 @@ use http::{HeaderValue, StatusCode};
 use tower::{Service, ServiceExt};
 
 use super::bodies::UNCOUNTED;
-use super::restriction::{Restriction, Restrictions, View, of_metadata};
+use super::restriction::{MetadataView, Restriction, Restrictions, of_metadata};
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
@@ -103,10 +103,11 @@ impl Validator {
         S: Service<ClientQuery, Response = ClientResponse, Error = GatewayError>,
     {
         let restriction = restrictions.of(&self.open, &query.team.account);
-        let of = |view: &View| unknown_names(&query.team, &query.canonical, view).filter(UnknownNames::are_certain);
+        let of =
+            |view: &MetadataView| unknown_names(&query.team, &query.canonical, view).filter(UnknownNames::are_certain);
         let refused = |unknown: UnknownNames| Err(GatewayError::new(Reason::InvalidQuery, unknown.to_string()));
         // Metadata of the last seconds that is not in the cache.
-        if let Some(view) = restriction.unkept(query.received, restrictions.purges()) {
+        if let Some(view) = restriction.unstored(query.received, restrictions.purges()) {
             return of(&view).map_or(Ok(()), refused);
         }
         let cached = restrictions.fresh(&restriction).and_then(Result::ok);
@@ -126,7 +127,7 @@ impl Validator {
         restrictions: &Restrictions,
         restriction: &Restriction,
         query: &ClientQuery,
-    ) -> Option<Arc<View>>
+    ) -> Option<Arc<MetadataView>>
     where
         S: Service<ClientQuery, Response = ClientResponse, Error = GatewayError>,
     {
@@ -194,7 +195,7 @@ fn is_comparable(query: &ClientQuery) -> bool {
         && query.canonical.body.len() <= UNCOUNTED
 }
 
-fn unknown_names(team: &Team, asked: &CanonicalQuery, view: &View) -> Option<UnknownNames> {
+fn unknown_names(team: &Team, asked: &CanonicalQuery, view: &MetadataView) -> Option<UnknownNames> {
     let value = query::parse(&asked.body).ok()?;
     let query = Query::read(&value).ok()?;
     UnknownNames::find(&query, &view.catalog, team.operations.allows(Permission::Metadata))

@@ -150,12 +150,12 @@ impl JobOwners {
 
 #[derive(Debug, Default)]
 struct Grants {
-    scopes: HashMap<Scope, Given>,
+    scopes: HashMap<Scope, ScopeGrants>,
     count: usize,
 }
 
 #[derive(Debug, Default)]
-struct Given {
+struct ScopeGrants {
     /// When each grant was last recorded, in seconds since 1970.
     times: HashMap<[u8; 32], u64>,
     /// Grants in the order of recording. Entries of grants that were recorded again later are skipped.
@@ -193,7 +193,7 @@ impl Grants {
     }
 }
 
-impl Given {
+impl ScopeGrants {
     /// Drops grants from the oldest on while `goes` is true of the time at which they were recorded. Returns how many
     /// there were.
     fn drop_while(&mut self, mut goes: impl FnMut(u64) -> bool) -> usize {

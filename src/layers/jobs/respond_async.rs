@@ -74,7 +74,7 @@ where
                 break accepted;
             }
             match self.watch(&query, &accepted).await {
-                Some(Watched::Results(results)) => return Ok(results),
+                Some(WatchOutcome::Results(results)) => return Ok(results),
                 _ if is_first && self.is_over_now(&query, &accepted) => {
                     // This request has just learnt that the job is of no use. One new job is enough: where it ends in
                     // the same way, its status says why.
@@ -82,7 +82,7 @@ where
                     submission.received = self.shared.clock.now();
                     continue;
                 }
-                Some(Watched::Status(status)) => {
+                Some(WatchOutcome::Status(status)) => {
                     let wait = self.poll_after(&status).unwrap_or_default();
                     accepted.headers = vec![retry_after(wait)];
                 }
@@ -158,7 +158,7 @@ where
     }
 
     /// Watches a job until it has ended, the client's time is up, or the process shuts down.
-    async fn watch(&self, query: &ClientQuery, accepted: &CacheResponse) -> Option<Watched> {
+    async fn watch(&self, query: &ClientQuery, accepted: &CacheResponse) -> Option<WatchOutcome> {
         let clock = self.shared.clock;
         let id = Job::read(&accepted.representation().body)?.id?;
         let mut status = self.about(query, Operation::JobStatus, &id, "");
@@ -178,13 +178,13 @@ where
         let status = self.status(status).await.ok()?;
         let state = Job::read(&status.representation().body).map(|job| job.state);
         if state != Some(State::Completed) || clock.now() >= query.deadline {
-            return Some(Watched::Status(status));
+            return Some(WatchOutcome::Status(status));
         }
         let parameters = page_size(query).map(|size| format!("{PAGE_SIZE}={size}")).unwrap_or_default();
         let asked = self.about(query, Operation::JobResults, &id, &parameters);
         let mut results = self.ask(asked.clone()).await.ok()?;
         if results.representation().status != StatusCode::OK {
-            return Some(Watched::Status(status));
+            return Some(WatchOutcome::Status(status));
         }
         if let Some(scope) = scope(query) {
             self.give(&scope, &asked, &mut results).await.ok()?;
@@ -196,12 +196,12 @@ where
         if let Ok(address) = HeaderValue::try_from(address) {
             results.headers.push((header::CONTENT_LOCATION, address));
         }
-        Some(Watched::Results(results))
+        Some(WatchOutcome::Results(results))
     }
 }
 
 /// The state of a job when the client's time is up.
-enum Watched {
+enum WatchOutcome {
     Results(CacheResponse),
     Status(CacheResponse),
 }

@@ -199,16 +199,16 @@ mod tests {
 
     /// What an address does: it connects or refuses after a while, or never answers.
     #[derive(Clone, Copy)]
-    enum Does {
+    enum ConnectScript {
         Connect(Duration),
         Refuse(Duration),
         Nothing,
     }
 
     /// Dials a name with these addresses. Returns which one was reached, the time it took, and all that were tried.
-    async fn dial(addresses: &[(&str, Does)]) -> (Option<String>, Duration, Vec<String>) {
+    async fn dial(addresses: &[(&str, ConnectScript)]) -> (Option<String>, Duration, Vec<String>) {
         let names: Vec<SocketAddr> = addresses.iter().map(|(ip, _)| SocketAddr::new(ip.parse().unwrap(), 0)).collect();
-        let does: HashMap<SocketAddr, Does> =
+        let does: HashMap<SocketAddr, ConnectScript> =
             addresses.iter().map(|(ip, does)| (SocketAddr::new(ip.parse().unwrap(), 8443), *does)).collect();
         let tried = Arc::new(Mutex::new(Vec::new()));
         let connect = {
@@ -218,15 +218,15 @@ mod tests {
                 let does = does[&address];
                 async move {
                     match does {
-                        Does::Connect(after) => {
+                        ConnectScript::Connect(after) => {
                             tokio::time::sleep(after).await;
                             Ok(address.ip().to_string())
                         }
-                        Does::Refuse(after) => {
+                        ConnectScript::Refuse(after) => {
                             tokio::time::sleep(after).await;
                             Err(BoxError::from("refused"))
                         }
-                        Does::Nothing => std::future::pending().await,
+                        ConnectScript::Nothing => std::future::pending().await,
                     }
                 }
             })
@@ -245,17 +245,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_dead_address_costs_a_quarter_of_a_second() {
-        let alive = Does::Connect(10 * MS);
-        let (reached, took, _) = dial(&[("192.0.2.1", Does::Nothing), ("192.0.2.2", alive)]).await;
+        let alive = ConnectScript::Connect(10 * MS);
+        let (reached, took, _) = dial(&[("192.0.2.1", ConnectScript::Nothing), ("192.0.2.2", alive)]).await;
         assert_eq!((reached.as_deref(), took), (Some("192.0.2.2"), 260 * MS));
-        let dead = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"].map(|ip| (ip, Does::Nothing));
+        let dead = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"].map(|ip| (ip, ConnectScript::Nothing));
         let (reached, took, _) = dial(&[&dead[..], &[("192.0.2.9", alive)]].concat()).await;
         assert_eq!((reached.as_deref(), took), (Some("192.0.2.9"), 1010 * MS));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_address_that_refuses_costs_only_the_time_of_its_refusal() {
-        let (refuses, alive) = (Does::Refuse(5 * MS), Does::Connect(10 * MS));
+        let (refuses, alive) = (ConnectScript::Refuse(5 * MS), ConnectScript::Connect(10 * MS));
         let (reached, took, _) = dial(&[("192.0.2.1", refuses), ("192.0.2.2", refuses), ("192.0.2.3", alive)]).await;
         assert_eq!((reached.as_deref(), took), (Some("192.0.2.3"), 20 * MS));
         let (reached, took, tried) = dial(&[("192.0.2.1", refuses), ("192.0.2.2", refuses)]).await;
@@ -265,17 +265,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_attempt_is_not_given_up_when_the_next_begins() {
-        let (slow, slower) = (Does::Connect(400 * MS), Does::Connect(900 * MS));
+        let (slow, slower) = (ConnectScript::Connect(400 * MS), ConnectScript::Connect(900 * MS));
         let (reached, took, tried) = dial(&[("192.0.2.1", slow), ("192.0.2.2", slower)]).await;
         assert_eq!((reached.as_deref(), took, tried.len()), (Some("192.0.2.1"), 400 * MS, 2));
-        let (_, _, tried) = dial(&[("192.0.2.1", Does::Connect(249 * MS)), ("192.0.2.2", slow)]).await;
+        let (_, _, tried) = dial(&[("192.0.2.1", ConnectScript::Connect(249 * MS)), ("192.0.2.2", slow)]).await;
         assert_eq!(tried, ["192.0.2.1"], "no other is tried while the first may still connect");
     }
 
     #[tokio::test(start_paused = true)]
     async fn families_take_turns_in_the_resolvers_order() {
         let addresses = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.1", "192.0.2.2"];
-        let (_, _, tried) = dial(&addresses.map(|ip| (ip, Does::Nothing))).await;
+        let (_, _, tried) = dial(&addresses.map(|ip| (ip, ConnectScript::Nothing))).await;
         assert_eq!(tried, ["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2", "2001:db8::3"]);
     }
 }
