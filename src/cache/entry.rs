@@ -61,8 +61,8 @@ impl Entry {
         Self::new(key, stored, start, start, age)
     }
 
-    /// Whether this response of another replica is to replace the one that is `there`. A usable response is not replaced by
-    /// an error.
+    /// Whether this response of another replica is to replace the one that is `there`. A usable response is not
+    /// replaced by an error.
     pub(super) fn is_better_than(&self, there: &Self) -> bool {
         let is_success = |entry: &Self| entry.stored.representation.status.is_success();
         self.stored.made > there.stored.made && (is_success(self) || !is_success(there))
@@ -72,8 +72,8 @@ impl Entry {
         self.hits.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Memory in addition to the entry itself: its key, the pointer to it, and what moka keeps for it (hash table bucket, nodes
-    /// of its queue and of its timer, counters).
+    /// Memory in addition to the entry itself: its key, the pointer to it, and what moka keeps for it (hash table
+    /// bucket, nodes of its queue and of its timer, counters).
     const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Arc<Self>>() + 360;
 
     pub(super) fn weight(&self) -> u32 {

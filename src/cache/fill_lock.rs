@@ -1,7 +1,7 @@
 //! The interface of the lock that replicas share. With it one of them fills the cache for all.
 //!
-//! The table of [`flight`](super::flight) is in front of it, so each process sends one claim for a key over the network.
-//! The task that leads a flight of this process claims it here before it calls upstream.
+//! The table of [`flight`](super::flight) is in front of it, so each process sends one claim for a key over the
+//! network. The task that leads a flight of this process claims it here before it calls upstream.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::twilio::endpoint::Operation;
 
 /// A lock that replicas share.
 pub(crate) trait FillLock: Debug + Send + Sync {
-    /// Claims a flight. Ends within the time that one operation of the lock may take, and is not to be dropped before: a
-    /// claim that was granted to nobody costs the others a lease.
+    /// Claims a flight. Ends within the time that one operation of the lock may take, and is not to be dropped before:
+    /// a claim that was granted to nobody costs the others a lease.
     fn claim(&self, request: &ClaimRequest) -> BoxFuture<'static, ClaimOutcome>;
 
     /// How long one request may wait for the lock and for what is stored with it, over all operations.
@@ -31,8 +31,8 @@ pub(crate) trait FillLock: Debug + Send + Sync {
     /// From now on no caller joins a flight that began before `at`, or before now, if `which` matches it.
     fn purge(&self, which: &Purge, at: Option<Moment>);
 
-    /// From now on no caller joins a flight for one of these pages, or for a further page of its set, that began before this
-    /// moment.
+    /// From now on no caller joins a flight for one of these pages, or for a further page of its set, that began before
+    /// this moment.
     fn outdate(&self, outdated: Vec<(Key, Moment)>);
 }
 
@@ -41,9 +41,9 @@ pub(crate) trait FillLock: Debug + Send + Sync {
 pub(crate) struct ClaimRequest {
     /// The team that the call is for, with its account.
     pub(crate) team: Arc<Team>,
-    /// The clients that wait for it here. The replica that leads has to know whether any do, because a refresh that nobody
-    /// waits for is queued behind the calls of clients. While clients of other replicas wait for what it leads, one of
-    /// `team` is among these.
+    /// The clients that wait for it here. The replica that leads has to know whether any do, because a refresh that
+    /// nobody waits for is queued behind the calls of clients. While clients of other replicas wait for what it leads,
+    /// one of `team` is among these.
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) operation: Operation,
     pub(crate) key: Key,
@@ -103,8 +103,8 @@ impl FillLease {
         (Self(sender), receiver)
     }
 
-    /// Reports the end to the others. A refusal of this replica means nothing to them: each has its own queue, its own clients
-    /// with their deadlines, and its own circuit.
+    /// Reports the end to the others. A refusal of this replica means nothing to them: each has its own queue, its own
+    /// clients with their deadlines, and its own circuit.
     pub(crate) fn finish(self, finished: &FlightResult) {
         if finished.result.as_ref().err().is_none_or(|error| error.reason().is_of_an_attempt()) {
             // Nobody receives it while the process ends.

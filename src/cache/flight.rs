@@ -2,8 +2,8 @@
 //!
 //! A caller that finds nothing stored claims its key. The first caller becomes the leader: it gets a [`Lease`] and must
 //! run the flight in a task of its own, so that the flight outlives the client that began it. The others wait for it.
-//! The lease frees the key when it is dropped, however the flight ends: finished, failed, cancelled or panicked. Those
-//! who wait then learn the result, or that the flight was lost, and may claim the key again. A key has at most one
+//! The lease frees the key when it is dropped, however the flight ends: finished, failed, cancelled or panicked. The
+//! callers that wait then get the result. If the flight was lost, they may claim the key again. A key has at most one
 //! flight for a client or a refresh, and one for clients that demand a new response. A submission that demands a new
 //! job has a flight of its own.
 //!

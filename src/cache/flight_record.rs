@@ -22,7 +22,8 @@ const TOO_LONG: u8 = 2;
 pub(crate) enum FlightRecord {
     /// How it ended.
     Ended(FlightResult),
-    /// It brought a response that is too long for a record. `is_shared`: the others find it where pages are stored, soon.
+    /// It brought a response that is too long for a record. `is_shared`: the others find it where pages are stored,
+    /// soon.
     TooLong { is_shared: bool },
 }
 

@@ -55,8 +55,8 @@ pub(crate) enum NoteClaim {
     Unsent,
 }
 
-/// The notes of all replicas. A future must be polled to its end to do its work. Each takes one or two operations of the
-/// store at most.
+/// The notes of all replicas. A future must be polled to its end to do its work. Each takes one or two operations of
+/// the store at most.
 pub(crate) trait JobNotes: Debug + Send + Sync {
     /// What is noted.
     fn find(&self, about: &NoteSubject) -> BoxFuture<'static, Option<Note>>;
@@ -71,8 +71,8 @@ pub(crate) trait JobNotes: Debug + Send + Sync {
     /// background for as long as it is to be `kept`. Returns whether this note is there now.
     fn keep(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, bool>;
 
-    /// Removes the note with this text. If that fails, it is tried again in the background for as long as the note can be
-    /// `kept`.
+    /// Removes the note with this text. If that fails, it is tried again in the background for as long as the note can
+    /// be `kept`.
     fn forget(&self, about: &NoteSubject, text: Vec<u8>, kept: Duration) -> BoxFuture<'static, ()>;
 
     /// How long one request may wait for all of this, and for all else that spends from the same time.

@@ -8,8 +8,8 @@
 //! Where replicas share a store, they tell each other there which jobs are lost for good, and [notes](super::job_notes)
 //! of submissions and polls.
 //!
-//! For fewer jobs it keeps what their last polls brought. So the wait before the next poll holds without a stored status.
-//! For submissions whose end is unknown it keeps their `Idempotency-Key`.
+//! For fewer jobs it keeps what their last polls brought. So the wait before the next poll holds without a stored
+//! status. For submissions whose end is unknown it keeps their `Idempotency-Key`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,8 +39,8 @@ pub(crate) struct KnownJob {
     /// When the newest answer was requested that says that it failed or was cancelled, or that it or its results no
     /// longer exist.
     pub(crate) lost: Option<Instant>,
-    /// It is lost only because a poll was answered 404, as can happen right after a submission. A later status shows that
-    /// it exists.
+    /// It is lost only because a poll was answered 404, as can happen right after a submission. A later status shows
+    /// that it exists.
     pub(crate) was_not_found: bool,
     /// When its results end.
     pub(crate) results_end: Option<Moment>,
@@ -69,8 +69,8 @@ pub(crate) fn results_end(stored: &StoredResponse, clock: Clock) -> Option<Momen
     Some(stored.made.after(job.retained(made)?))
 }
 
-/// Whether this status of a completed job is no answer any more. It is kept because it says when the results have ended,
-/// also after a restart.
+/// Whether this status of a completed job is no answer any more. It is kept because it says when the results have
+/// ended, also after a restart.
 pub(crate) fn is_over(status: &StoredResponse, now: Moment) -> bool {
     let job = || Job::read(&status.representation.body);
     status.age(now) > status.lifetimes.fresh && job().is_some_and(|job| job.state == State::Completed)
@@ -174,16 +174,16 @@ impl KnownJobs {
         self.notes.as_ref()
     }
 
-    /// Tells other replicas that a job is lost for good. They can forget it after the time for which it is `shared` with
-    /// identical submissions. Needs a tokio runtime.
+    /// Tells other replicas that a job is lost for good. They can forget it after the time for which it is `shared`
+    /// with identical submissions. Needs a tokio runtime.
     pub(crate) fn tell_lost(&self, account: &Account, job: &Key, shared: Duration) {
         if let Some(grants) = self.shared.as_ref().filter(|_| !shared.is_zero()) {
             tokio::spawn(grants.give(account, &LOST, job, shared));
         }
     }
 
-    /// Finds out in the background, once in [`ASK_AGAIN`], whether another replica knows that a job is lost for good. Needs
-    /// a tokio runtime.
+    /// Finds out in the background, once in [`ASK_AGAIN`], whether another replica knows that a job is lost for good.
+    /// Needs a tokio runtime.
     pub(crate) fn ask_lost(&self, account: &Account, job: Key, clock: Clock) {
         let Some(grants) = &self.shared else { return };
         let (now, mut is_due) = (clock.now(), false);

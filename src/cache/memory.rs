@@ -104,8 +104,8 @@ impl Memory {
         true
     }
 
-    /// Removes the page under `key`, and the pages of its set that come after it, as far as one names the next. The set of a
-    /// first page is dead then. Returns the keys.
+    /// Removes the page under `key`, and the pages of its set that come after it, as far as one names the next. The set
+    /// of a first page is dead then. Returns the keys.
     pub(super) fn remove_from(&self, key: Key) -> Vec<Key> {
         let mut removed = Vec::new();
         let (mut next, mut of) = (Some(key), None);

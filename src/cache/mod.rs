@@ -1,7 +1,8 @@
 //! The cache's storage: stored responses in memory and on disk, and the upstream calls under way.
 //!
 //! `layers::cache` decides what may be served, and when to fetch. This module stores and finds.
-//! The parts, bottom up; each imports only what stands above it:
+//!
+//! These are its parts, bottom up. Each imports only parts above it in this table:
 //!
 //! | file | what it is |
 //! | --- | --- |
@@ -12,10 +13,10 @@
 //! | `entry` | a stored response in memory, with what this process alone knows of it |
 //! | `response` | what the cache answers: a response and how it came about |
 //! | `flight` | single flight: identical calls share one upstream call |
-//! | `fill_lock` | the seam for a lock that replicas share, behind the flights |
+//! | `fill_lock` | the interface of the lock that replicas share, behind the flights |
 //! | `flight_record` | how a flight ended, as bytes for other replicas |
-//! | `job_notes` | the seam for what replicas tell each other of query jobs |
-//! | `tier` | the seam for tiers behind memory |
+//! | `job_notes` | the interface of the notes about query jobs that replicas share |
+//! | `tier` | the interface of tiers behind memory |
 //! | `tiers` | two tiers, one behind the other |
 //! | `memory` | moka, on the synchronous path of a hit |
 //! | `known_jobs` | what is known of query jobs apart from stored responses |

@@ -1,13 +1,13 @@
 //! One stored response as bytes, for any tier outside this process.
 //!
-//! A hand-written encoding of about twenty fields. Its decoder must survive any input: it borrows from the input and
-//! checks every length against the bytes that are left, so that no input makes it panic or allocate more than the
-//! input's own size. A BLAKE3 hash over version, key and fields comes first, so that a record is refused that has a
-//! wrong key, is cut short or has one bit changed.
+//! The encoding is written by hand, and has about twenty fields. Its decoder must survive any input. It borrows from
+//! the input, and checks every length against the bytes that are left. So no input makes it panic, or allocate more
+//! than the input's own size. A BLAKE3 hash over version, key and fields comes first. So a record that has a wrong key,
+//! is cut short, or has one bit changed is refused.
 //!
-//! Every moment is written twice: as wall time, which other machines and later boots understand, and as time since boot
-//! with the boot's id, which cannot be set. The request, its caller and its credentials are not in the record. Of the
-//! account it holds only the name in the configuration.
+//! Every moment is written twice: as wall time, and as time since boot with the boot's id. Other machines and later
+//! boots understand wall time. Nobody can set the time since boot. The request, its caller and its credentials are not
+//! in the record. Of the account it has only the name in the configuration.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};

@@ -2,11 +2,11 @@
 //!
 //! A page names the next one by a token, so the set of a further page is known before it is fetched: the page has a
 //! place in the set. A set is alive while its first page is the newest response to its query. When the query is fetched
-//! again and the new response uses the same tokens, the older set is dead: none of its pages may be served together with
-//! the new first page. When the new response has other tokens, clients may continue to read the older pages, because they
-//! cannot be confused with the new ones.
+//! again and the new response uses the same tokens, the older set is dead: none of its pages may be served together
+//! with the new first page. When the new response has other tokens, clients may continue to read the older pages,
+//! because they cannot be confused with the new ones.
 //!
-//! Places are stored separately from the pages, in a small part of the cache's capacity. So a page that is evicted and
+//! Places are stored apart from the pages, in a small part of the cache's capacity. So a page that is evicted and
 //! fetched again still belongs to its set.
 
 use std::sync::Arc;

@@ -129,8 +129,8 @@ impl Store {
         Self { tier: Some(tier), ..self }
     }
 
-    /// Adds the lock of the flights that replicas share. It comes before [`with_replicas`](Self::with_replicas), so that
-    /// purges of other replicas reach it too.
+    /// Adds the lock of the flights that replicas share. It comes before [`with_replicas`](Self::with_replicas), so
+    /// that purges of other replicas reach it too.
     #[must_use]
     pub(crate) fn with_fill_lock(self, lock: Arc<dyn FillLock>) -> Self {
         Self { fill_lock: Some(lock), ..self }
@@ -148,8 +148,8 @@ impl Store {
         Self { jobs: self.jobs.with_notes(notes), ..self }
     }
 
-    /// When the results of the job end whose status has the key `status`: as its last answer said, or else as the stored
-    /// one says, which can be of an earlier process or another replica.
+    /// When the results of the job end whose status has the key `status`: as its last answer said, or else as the
+    /// stored one says, which can be of an earlier process or another replica.
     pub(crate) fn results_end(&self, status: &Key, clock: Clock) -> Option<Moment> {
         let known = self.jobs.get(status).and_then(|known| known.results_end);
         known.or_else(|| known_jobs::results_end(&self.page(status)?.stored, clock))

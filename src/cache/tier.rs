@@ -1,12 +1,12 @@
 //! The interface of tiers behind memory.
 //!
-//! Memory is not a tier: a hit reads it synchronously. A tier keeps [`StoredResponse`]s beyond this process, as
-//! [`record`](super::record) encodes them. It is asked only when memory has nothing. It is told, in the order in which
-//! memory changes, of every response that memory keeps or drops, and of every purge.
+//! Memory is not a tier: a hit reads it synchronously. A tier keeps [`StoredResponse`]s beyond this process, in the
+//! encoding of [`record`](super::record). It is asked only when memory has nothing. It gets every response that memory
+//! keeps or drops, and every purge, in the order in which memory changes.
 //!
-//! There are two. The disk loads what it has when the process starts, so its [`get`](Tier::get) waits for that. The store
-//! that replicas share looks up the one key, and puts what it finds into memory. [`Tiers`](super::tiers::Tiers) puts one
-//! behind the other.
+//! There are two. The disk loads what it has when the process starts, so its [`get`](Tier::get) waits for that. The
+//! store that replicas share looks up the one key, and puts what it finds into memory. [`Tiers`](super::tiers::Tiers)
+//! puts one behind the other.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
@@ -25,8 +25,8 @@ use crate::request::key::Key;
 pub trait Tier: Debug + Send + Sync {
     /// Brings what the tier has under `key`, for this `account`, into memory. Ends when it is there, or when it is not
     /// worth waiting for. `None` when the tier can have nothing that memory lacks. It must not take longer than a fetch
-    /// from upstream would. `context` is that of the request that asks, which waits only so long for all its operations on
-    /// a store of replicas.
+    /// from upstream would. `context` is that of the request that asks, which waits only so long for all its operations
+    /// on a store of replicas.
     fn get(
         &self,
         account: &Arc<Account>,
@@ -36,15 +36,15 @@ pub trait Tier: Debug + Send + Sync {
     ) -> Option<BoxFuture<'static, ()>>;
 
     /// Calls `keep` once. `keep` keeps the response in memory or not, and returns the keys that were dropped. The tier
-    /// drops these too. It takes a response that was kept; if it is too busy for that, it drops what it has under
-    /// the key, because a replaced response must not come back. Returns whether the response was kept. Does not block on
+    /// drops these too. It takes a response that was kept; if it is too busy for that, it drops what it has under the
+    /// key, because a replaced response must not come back. Returns whether the response was kept. Does not block on
     /// the tier's medium.
     ///
     /// `keep`, `remove` and the purges' `mark` exclude each other in a tier that needs memory's order.
     fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool;
 
-    /// Calls `remove` once, which drops responses from memory and returns their keys. The tier drops them too, as far as
-    /// they are older than what `replaced` them. Does not block on its medium.
+    /// Calls `remove` once, which drops responses from memory and returns their keys. The tier drops them too, as far
+    /// as they are older than what `replaced` them. Does not block on its medium.
     fn remove(&self, replaced: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>);
 
     /// Calls `mark` once, which marks in memory the responses to drop and returns the first pages of the result sets to

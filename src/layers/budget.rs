@@ -1,7 +1,7 @@
 //! Pays for upstream attempts from their accounts' [`budget`](crate::budget).
 //!
-//! It sits inside retry, so that a retry pays like a first attempt. It waits for a permit, and tells the budget how the
-//! attempt ended. It does not decide what is retried, and holds no request bodies.
+//! It is below retry, so a retry pays like a first attempt. It waits for a permit, and reports to the budget how the
+//! attempt ended. It does not decide what is retried, and keeps no request bodies.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};

@@ -1,6 +1,6 @@
-//! The accounts by their names in the configuration, as far as the other parts of this module have to know them.
+//! The accounts by their names in the configuration.
 //!
-//! Replicas may name an account differently. What they share is known by SID and origin alone.
+//! Replicas may give an account different names. In the store an account is known by its SID and origin alone.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -39,7 +39,7 @@ impl KnownAccounts {
         self.lock().current.iter().find(|account| *account.name == *name).cloned()
     }
 
-    /// All names that ever stood for an account with this SID and origin.
+    /// All names that an account with this SID and origin has had.
     pub(crate) fn names(&self, id: &AccountId) -> Vec<Arc<str>> {
         let known = self.lock();
         let mut names: Vec<_> = known

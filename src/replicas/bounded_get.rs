@@ -2,8 +2,8 @@
 
 use redis::Cmd;
 
-/// Keys: the value. Arguments: its greatest length. Returns the value, or nothing. A longer value is cut off at this length,
-/// so that it does not open.
+/// Keys: the value. Arguments: its greatest length. Returns the value, or nothing. A longer value is cut off at this
+/// length, so that it does not open.
 const SCRIPT: &str = r"
 local value = redis.call('GETRANGE', KEYS[1], 0, ARGV[1])
 return value ~= '' and value

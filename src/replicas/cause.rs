@@ -1,7 +1,7 @@
 //! Why the store is not used, in words for operators.
 //!
-//! The texts of the client library are not shown as they are: they name its own types, and a server can put the hashes of
-//! scripts and what was sent to it into its errors. A cause has the server's error code at its end, if there is one.
+//! The texts of the client library are not shown as they are: they name its own types, and a server can put the hashes
+//! of scripts and what was sent to it into its errors. A cause has the server's error code at its end, if there is one.
 
 use std::error::Error;
 use std::io;

@@ -1,10 +1,10 @@
 //! The feed of changes: replicas publish purges and replaced pages in the store, and each applies those of the others.
 //!
 //! The feed has two streams. Purges are kept for as long as any page may be served. Replaced pages matter only to
-//! replicas that may have them in memory or on a disk. Every replica reads new entries several times a second. A replica
-//! that was cut off first reads everything that it missed, and shares nothing before that. The ids of the streams are
-//! times of the shared clock. So a page's time shows whether the page was requested before a purge, whichever replica
-//! requested it.
+//! replicas that may have them in memory or on a disk. Every replica reads new entries several times a second. A
+//! replica that was cut off first reads everything that it missed, and shares nothing before that. The ids of the
+//! streams are times of the shared clock. So a page's time shows whether the page was requested before a purge,
+//! whichever replica requested it.
 //!
 //! Both streams belong to one **generation**, a random number that is part of the name of every page's key. A store
 //! that was flushed, or that returned to an older state, gets a new generation. Then its old pages are not found any
@@ -13,8 +13,8 @@
 //! A replica with a disk saves a **checkpoint** there: the generation, and the ids of the last changes that it has
 //! applied. From it the next process with this disk knows what its pages have missed: all later changes, or everything
 //! if the generation is another one. The checkpoint can be read only when the disk has opened its file. Until then
-//! changes are applied to memory alone, which has no page of the disk yet. After that, all changes that the disk's pages
-//! have missed are read again.
+//! changes are applied to memory alone, which has no page of the disk yet. After that, all changes that the disk's
+//! pages have missed are read again.
 //!
 //! A purge that cannot be published yet is kept until it can be. It applies in this process at once. There is no index
 //! of pages anywhere.
@@ -152,9 +152,9 @@ impl ChangeFeed {
         })
     }
 
-    /// Publishes a purge. It counts here before `mark` marks pages in memory and returns the first pages of the sets that
-    /// it drops. The returned function blocks until the others can know of it. It returns `false` if that takes longer, or
-    /// the store is away; it is then published later.
+    /// Publishes a purge. It counts here before `mark` marks pages in memory and returns the first pages of the sets
+    /// that it drops. The returned function blocks until the others can know of it. It returns `false` if that takes
+    /// longer, or the store is away; it is then published later.
     pub(super) fn publish_purge(
         &self,
         which: &Purge,
@@ -193,8 +193,8 @@ impl ChangeFeed {
         }
     }
 
-    /// Returns once all purges are published that can be, or after a while. From then on no change of another replica is
-    /// applied here: the next process on this disk applies it.
+    /// Returns once all purges are published that can be, or after a while. From then on no change of another replica
+    /// is applied here: the next process on this disk applies it.
     pub(super) async fn flush(&self, patience: Duration) {
         let published = async {
             while self.has_unsent() && self.0.store.is_up() {
@@ -230,8 +230,8 @@ impl ChangeFeed {
         }
     }
 
-    /// Waits for the next time to read, until the store is back, or until the disk is open, and reads. If that fails it is
-    /// tried again soon, and nothing is shared meanwhile.
+    /// Waits for the next time to read, until the store is back, or until the disk is open, and reads. If that fails it
+    /// is tried again soon, and nothing is shared meanwhile.
     async fn follow(self, reader: &mut FeedReader, failing_since: &mut Option<Moment>) {
         let mut is_up = self.0.store.watch_up();
         let due = async {
@@ -392,8 +392,8 @@ impl ChangeFeed {
         }
     }
 
-    /// Drops from `local` what other replicas have replaced, however many pages these are: each costs little, and nothing
-    /// waits for the disk.
+    /// Drops from `local` what other replicas have replaced, however many pages these are: each costs little, and
+    /// nothing waits for the disk.
     fn replace_here(&self, replaced: HashMap<Key, StoreTime>, local: &Store) {
         let now = self.0.clock.moment();
         let moment = |asked| self.0.store.moment_of(asked).unwrap_or(now);

@@ -6,10 +6,10 @@
 //! measure how much time has passed.
 //!
 //! The shared clock never goes back, because then a page from before a purge would seem to come after it. The server's
-//! own clock can go back: somebody sets it, or another server takes over whose clock is behind. So a replica tells the
-//! store the latest time that it knows of, and the store keeps the difference by which the shared clock is ahead of the
-//! server's. If that is more than a day, something is damaged. Then the shared clock starts again from the server's,
-//! with a new generation of pages.
+//! own clock can go back: somebody sets it, or another server takes over whose clock is behind. So a replica sends the
+//! store the latest time that it knows. The store keeps the difference by which the shared clock is ahead of the
+//! server's clock. If that is more than a day, something is damaged. Then the shared clock starts again from the
+//! server's clock, with a new generation of pages.
 //!
 //! Other keys can be on servers with other clocks. [`Due`] is for those.
 

@@ -1,4 +1,4 @@
-//! One connection to the store, whatever kind of store it is.
+//! One connection to the store: to a single server, to the primary of a sentinel, or to a cluster.
 //!
 //! The client library speaks the protocol. A connection carries many operations at once, so no operation waits for a
 //! free connection. A connection that broke is not repaired: [`super::SharedStore`] opens another.

@@ -8,17 +8,19 @@
 //!   flight has stored its response, `stored` replaces its lock for a short time, because the response may not have
 //!   reached the store yet.
 //! * **The end**, under the id, so that only the replicas that have waited for this flight find it. It is written only
-//!   if a replica waits. It is sealed, and expires after seconds. It does not contain a long response: the replicas
-//!   that have waited look for that among the stored pages. If it is not stored there, each of them goes upstream.
+//!   if a replica waits. It is sealed, and expires after seconds. It does not contain a long response. The replicas
+//!   that have waited look for such a response among the stored pages. If it is not stored there, each of them goes
+//!   upstream.
 //!
 //! A caller cannot use a flight that began before a purge or before the caller's result set. Then the caller's own
 //! flight replaces it in the lock. The replicas that wait for the older flight see that, and claim again: they can use
 //! the newer flight too. A leader that has lost the lock continues its call, and does not change the lock of the other
 //! flight.
 //!
-//! A refresh that no client waits for is queued behind the calls of clients, on all replicas. If clients of another replica
-//! wait for such a refresh, they would wait for as long as clients ask for other things. So every [`LOOK`] the leader of a
-//! refresh checks whether `clients` is set. If it is, the refresh is queued as a call of clients.
+//! A refresh that no client waits for is queued behind the calls of clients, on all replicas. Clients of another
+//! replica that wait for such a refresh would wait for as long as clients ask for other things. So the leader of a
+//! refresh checks every [`POLL_INTERVAL`] whether `clients` is set. If it is, the refresh is queued as a call of
+//! clients.
 //!
 //! When a store that stood still continues, it runs all commands that it has received meanwhile, also those of replicas
 //! that no longer wait for an answer. So a command that takes the lock says until when it may be run. And a replica
@@ -58,13 +60,13 @@ use crate::twilio::endpoint::Operation;
 
 /// The first pause of one who waits. Each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
-/// The longest. Those who wait are told within 100 ms of the first answer.
+/// The longest pause. Those who wait get the end within 100 ms of the first answer.
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
-/// How often the leader of a refresh that nobody waits for looks whether clients of another replica do.
-const LOOK: Duration = Duration::from_millis(250);
-/// How long an end is kept for those who wait.
-const TOLD: Duration = Duration::from_secs(5);
-/// How long a flight is known to have stored its response: longer than that is on its way to the store.
+/// How often the leader of a refresh that no client waits for checks whether clients of another replica do.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// How long an end is kept for the replicas that wait.
+const END_KEPT: Duration = Duration::from_secs(5);
+/// How long a flight is known to have stored its response. The response reaches the store sooner.
 const STORED: Duration = Duration::from_secs(1);
 /// Purges are remembered for longer than a flight can last.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -83,10 +85,9 @@ const LATE: u8 = 3;
 const ENDED_LARGE: u8 = 4;
 
 /// Keys: the lock. Arguments: the caller's flight, the lease in milliseconds, the greatest age of a flight that does in
-/// microseconds or -1, 1 if one that has stored its response does, from and until when the claim is due, and how
-/// long a lock lasts at most whose flight has stored its response, in milliseconds.
-/// Returns what the caller has to do, the id of the flight, and when it began: its age where another has it. Where the claim
-/// is not due, the time.
+/// microseconds or -1, 1 if one that has stored its response does, from and until when the claim is due, and how long a
+/// lock lasts at most whose flight has stored its response, in milliseconds. Returns what the caller has to do, the id
+/// of the flight, and when it began: its age where another has it. Where the claim is not due, the time.
 const CLAIM: &str = r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
@@ -116,9 +117,9 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return {0, ARGV[1], begun}
 ";
 
-/// Keys: the lock. Arguments: the leader's flight, the lease in milliseconds, when the flight began, from and until when the
-/// renewal is due. Takes the lock again if the store has lost it. Returns 0 if another flight has it, 2 if clients of another
-/// replica wait, otherwise 1, and the time with a minus sign where the renewal is not due.
+/// Keys: the lock. Arguments: the leader's flight, the lease in milliseconds, when the flight began, from and until
+/// when the renewal is due. Takes the lock again if the store has lost it. Returns 0 if another flight has it, 2 if
+/// clients of another replica wait, otherwise 1, and the time with a minus sign where the renewal is not due.
 const RENEW: &str = r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
@@ -135,9 +136,9 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return redis.call('HEXISTS', KEYS[1], 'clients') == 1 and 2 or 1
 ";
 
-/// Keys: the lock and the end. Arguments: the leader's flight; `lost`, `stored`, `large` (which is stored too) or `ended`;
-/// how long it is known to have stored its response in milliseconds; the end, empty at first; how long that is kept in milliseconds. Returns 1, and
-/// does nothing, if the end is empty and others wait for it.
+/// Keys: the lock and the end. Arguments: the leader's flight; `lost`, `stored`, `large` (which is stored too) or
+/// `ended`; how long it is known to have stored its response in milliseconds; the end, empty at first; how long that is
+/// kept in milliseconds. Returns 1, and does nothing, if the end is empty and others wait for it.
 const END: &str = r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
@@ -156,8 +157,9 @@ end
 return 0
 ";
 
-/// Keys: the lock and the end. Arguments: the flight that is waited for, the lease in milliseconds, the length of the longest
-/// end, 1 if clients wait here and the leader has not been told. Returns how it stands, and the end. One that is longer is empty, and does not open.
+/// Keys: the lock and the end. Arguments: the flight that is waited for, the lease in milliseconds, the length of the
+/// longest end, 1 if clients wait here and the leader has not been told. Returns how it stands, and the end. One that
+/// is longer is empty, and does not open.
 const WAIT: &str = r"
 local length = redis.call('STRLEN', KEYS[2])
 local lasts = redis.call('PTTL', KEYS[1])
@@ -317,7 +319,8 @@ impl Flight {
         clock::run_in_time(now, self.patience(), late, claim).await
     }
 
-    /// How long a command may take that is sent now. What is known of the time may be late by the time of one operation.
+    /// How long a command may take that is sent now. What is known of the time may be late by the time of one
+    /// operation.
     fn patience(&self) -> Duration {
         2 * self.store.settings().timeout
     }
@@ -330,7 +333,7 @@ impl Flight {
         let mut elsewhere: Option<Waiter> = None;
         let finished = loop {
             let looks = waiters.is_refresh() && !waiters.is_wanted();
-            let pause = if looks { renewal.min(LOOK) } else { renewal };
+            let pause = if looks { renewal.min(POLL_INTERVAL) } else { renewal };
             tokio::select! {
                 biased;
                 finished = &mut ending => break finished.ok(),
@@ -410,7 +413,7 @@ impl Flight {
     async fn end(&self, how: &'static str, ending: &[u8]) -> Result<u8, StoreError> {
         let mut command = script(END, &[&self.lock, &self.ending()]);
         let stored = if how == "large" { self.store.large_patience() } else { STORED };
-        command.arg(&self.id).arg(how).arg(millis(stored)).arg(ending).arg(millis(TOLD));
+        command.arg(&self.id).arg(how).arg(millis(stored)).arg(ending).arg(millis(END_KEPT));
         self.store.run("flight_end", &command).await
     }
 
@@ -442,8 +445,8 @@ impl Flight {
         }
     }
 
-    /// Asks how the flight stands. An answer costs the request nothing, because the flight is under way meanwhile; `None`
-    /// and the time that it took count as a wait for the store.
+    /// Asks how the flight stands. An answer costs the request nothing, because the flight is under way meanwhile;
+    /// `None` and the time that it took count as a wait for the store.
     async fn ask(&self, command: &Cmd) -> Option<(u8, Vec<u8>)> {
         let (wait, begun) = (&self.request.context.store_wait, self.clock.now());
         let left = wait.left(self.store.patience())?;
@@ -478,8 +481,8 @@ impl Flight {
     }
 }
 
-/// How long after an answer of the store the next renewal is sent. It may take the whole timeout, and the lease, which is
-/// longer than that, must not end before.
+/// How long after an answer of the store the next renewal is sent. It may take the whole timeout, and the lease, which
+/// is longer than that, must not end before.
 fn until_renewal(lease: Duration, timeout: Duration) -> Duration {
     (lease / 3).min(lease.saturating_sub(timeout) / 2)
 }

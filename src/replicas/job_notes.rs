@@ -1,8 +1,8 @@
 //! Notes about query jobs, for all replicas.
 //!
-//! One key for each subject, whose name is a hash of generation, account, and submission or status. The value is
-//! `mark · sealed(made · at · text)`. The mark is a keyed hash of the text. The store's scripts compare it, so that a
-//! replica replaces and removes only the note that it means. A purge of the subject that is later than `made` ends a note, as
+//! One key for each subject, whose name is a hash of generation, account, and submission or status. The value is `mark
+//! · sealed(made · at · text)`. The mark is a keyed hash of the text. The store's scripts compare it, so that a replica
+//! replaces and removes only the note that it means. A purge of the subject that is later than `made` ends a note, as
 //! it ends a page. Times are on the shared clock.
 
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! What replicas of the gateway share, in one Redis or Valkey.
 //!
 //! [`SharedStore`] is the connection. It knows nothing of pages, tokens and flights. The other files of this module put
-//! these into the store: `seal` protects the values, `key_names` hides what a key is for.
+//! these into the store. `seal` protects the values, and `key_names` hides what a key is for.
 
 mod accounts;
 mod bounded_get;

@@ -1,9 +1,9 @@
 //! Pages that replicas share: memory, then the store, then upstream.
 //!
 //! A page that is not in memory is looked up in the store. One look-up serves all requests that ask for the page at the
-//! same time. The page is put into memory by the same rules as a page that has just been fetched. A page that memory keeps is written to
-//! the store in the background. There it is sealed, and expires when it may no longer be served. No request fails
-//! because of the store. A page that cannot be read, unsealed or written is a miss.
+//! same time. The page is put into memory by the same rules as a page that has just been fetched. A page that memory
+//! keeps is written to the store in the background. There it is sealed, and expires when it may no longer be served. No
+//! request fails because of the store. A page that cannot be read, unsealed or written is a miss.
 //!
 //! The name of a page's key depends on the account's SID and origin, not on the account's name. A page's times are on
 //! the shared clock, and are rounded so that no page seems younger than it is. A further page of a result set is used
@@ -50,8 +50,8 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Finds a value.
 ///
-/// Keys: the page. Arguments: the longest value that is wanted. Returns the value and its length, or nothing. A value that
-/// is longer is empty, and so is one of another type.
+/// Keys: the page. Arguments: the longest value that is wanted. Returns the value and its length, or nothing. A value
+/// that is longer is empty, and so is one of another type.
 const GET: &str = r"
 local value = ''
 local length = redis.pcall('STRLEN', KEYS[1])
@@ -83,8 +83,8 @@ struct Inner {
 }
 
 impl SharedPages {
-    /// Puts the shared pages behind memory and disk of `local`. Notes about jobs are shared too, and the same purges end
-    /// them. `accounts` are those of the configuration in use. Needs a tokio runtime.
+    /// Puts the shared pages behind memory and disk of `local`. Notes about jobs are shared too, and the same purges
+    /// end them. `accounts` are those of the configuration in use. Needs a tokio runtime.
     pub(crate) fn behind(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Store {
         let pages = Self::new(local.clone(), store.clone(), accounts, clock);
         let notes = StoredJobNotes::new(store, pages.0.feed.clone());

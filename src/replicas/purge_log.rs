@@ -1,5 +1,4 @@
-//! The purges that are remembered, and which pages they name. They decide whether a page that another replica has
-//! stored may be served.
+//! The log of purges. It decides whether a page that another replica has stored may be served.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use crate::cache::stored::StoredResponse;
 use crate::request::key::Key;
 use crate::twilio::endpoint::Operation;
 
-/// What a purge names, in terms that all replicas share.
+/// The target of a purge, in terms that all replicas share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum PurgeTarget {
     /// All pages, of all accounts or of one.
@@ -55,7 +54,8 @@ impl PurgeTarget {
         }
     }
 
-    /// For the purge of one page: the first pages of the result sets that it drops too, which others may know only by these.
+    /// For the purge of one page: the first pages of the result sets that it drops too, which others may know only by
+    /// these.
     pub(super) fn others(self, firsts: impl IntoIterator<Item = Key>) -> Vec<Self> {
         let is_covered = |first: &Key| match self {
             Self::Short(digits) => first.as_bytes().starts_with(&digits),
@@ -107,10 +107,10 @@ fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
     (text.len() == 2 * N).then_some(bytes)
 }
 
-/// When something was asked or purged, in milliseconds of the store's clock.
+/// When something was requested or purged, in milliseconds of the store's clock.
 pub(super) type Millis = u64;
 
-/// The purges that count, each at its last time.
+/// The last purge of each target, with its time.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PurgeLog(HashMap<PurgeTarget, Millis>);
 
@@ -140,8 +140,8 @@ impl PurgeLog {
     }
 }
 
-/// All targets whose purge ends a note under this key, which belongs to no result set. What changes the data of its account
-/// does not.
+/// All targets whose purge ends a note under this key, which belongs to no result set. What changes the data of its
+/// account does not.
 pub(super) fn targets_of_note(
     account: AccountId,
     operation: Operation,
@@ -153,8 +153,8 @@ pub(super) fn targets_of_note(
     of_account.into_iter().chain([PurgeTarget::Page(*key.as_bytes())]).chain(short)
 }
 
-/// All targets whose purge drops this page. All pages of a result set are purged together, so they name each other as far
-/// as a page knows the others.
+/// All targets whose purge drops this page. All pages of a result set are purged together, so they name each other as
+/// far as a page knows the others.
 pub(super) fn targets(
     account: &AccountId,
     key: &Key,

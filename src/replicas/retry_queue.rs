@@ -26,8 +26,8 @@ impl RetryQueue {
         Self { store, permits: Arc::new(Semaphore::new(CAPACITY)) }
     }
 
-    /// Tries `operation` again until it succeeds, or until the time `ends`. Nobody waits for this: the store may be away
-    /// for long. Does nothing if too many operations wait. Needs a tokio runtime.
+    /// Tries `operation` again until it succeeds, or until the time `ends`. Nobody waits for this: the store may be
+    /// away for long. Does nothing if too many operations wait. Needs a tokio runtime.
     pub(super) fn add<F>(&self, ends: Instant, operation: impl Fn() -> F + Send + 'static)
     where
         F: Future<Output = Result<(), StoreError>> + Send,

@@ -6,8 +6,8 @@
 //! together are authenticated. So a value cannot be unsealed if it was moved to another key, or used again in another
 //! context.
 //!
-//! A sealed value is `version · key id · nonce · ciphertext and tag`. Without keys a value is `version · clear text`, which
-//! the configuration allows only for stores on the same machine.
+//! A sealed value is `version · key id · nonce · ciphertext and tag`. Without keys a value is `version · clear text`,
+//! which the configuration allows only for stores on the same machine.
 
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::rand;
@@ -106,8 +106,8 @@ impl Sealer {
         Ok(sealed)
     }
 
-    /// Opens a value. `None` if it was not sealed with one of the keys in this context: it is damaged, forged, moved, or
-    /// of another format.
+    /// Opens a value. `None` if it was not sealed with one of the keys in this context: it is damaged, forged, moved,
+    /// or of another format.
     pub(crate) fn open(&self, context: &Context<'_>, sealed: &[u8]) -> Option<Vec<u8>> {
         let (version, rest) = sealed.split_first()?;
         if self.keys.is_empty() {

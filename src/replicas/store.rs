@@ -1,12 +1,12 @@
-//! The store, as the other files of this module use it.
+//! The connection to the store, for the other files of this module.
 //!
 //! [`SharedStore`] guarantees three things. No operation waits longer than `shared.timeout`. After three operations in
 //! a row without an answer, no operation waits until the store has answered again. A refusal is an answer, but a store
-//! that refuses its heartbeats is not used either. And no restart is needed: the connection is tried again until the
-//! store answers.
+//! that refuses its heartbeats is not used either. And no restart is needed: the gateway connects again when the store
+//! answers.
 //!
-//! Long values are the exception: they have a second connection, so that they delay no other operation, and more time.
-//! A failure there does not mean that the store has failed.
+//! Long values are an exception. They have more time, and a second connection, where they delay no other operation. If
+//! they fail, the store has not failed.
 
 mod heartbeat;
 #[cfg(test)]
@@ -116,8 +116,8 @@ struct Link {
     since: Instant,
     /// Why there is no connection.
     cause: String,
-    /// From then on a failed attempt to reach the store is logged as the beginning of an episode. `None` if that is logged,
-    /// and while the store is reached.
+    /// From then on a failed attempt to reach the store is logged as the beginning of an episode. `None` if that is
+    /// logged, and while the store is reached.
     logged_from: Option<Instant>,
     /// What does not work although there is one.
     fault: Option<String>,
@@ -266,13 +266,13 @@ impl SharedStore {
         }
     }
 
-    /// Runs one command, and waits no longer than `shared.timeout` for its reply. `operation` is the label in the metrics.
-    /// An empty reply counts as a miss there.
+    /// Runs one command, and waits no longer than `shared.timeout` for its reply. `operation` is the label in the
+    /// metrics. An empty reply counts as a miss there.
     ///
     /// # Errors
     ///
-    /// At once if the store is not reached; else if it does not answer in time, refuses, or answers something of another
-    /// type.
+    /// At once if the store is not reached; else if it does not answer in time, refuses, or answers something of
+    /// another type.
     pub(crate) async fn run<T: FromRedisValue>(&self, operation: &'static str, command: &Cmd) -> Result<T, StoreError> {
         let (connection, episode) = (self.link().connection.clone(), self.episode());
         let Some(mut connection) = connection else { return Err(StoreError::Down) };
@@ -293,8 +293,9 @@ impl SharedStore {
         value
     }
 
-    /// As [`run`](Self::run), for a command or a reply that may be large. It takes [`large_patience`](Self::large_patience)
-    /// at most, and less if the store is lost meanwhile. If it fails, the store is not lost.
+    /// As [`run`](Self::run), for a command or a reply that may be large. It takes
+    /// [`large_patience`](Self::large_patience) at most, and less if the store is lost meanwhile. If it fails, the
+    /// store is not lost.
     ///
     /// # Errors
     ///
@@ -415,8 +416,8 @@ impl SharedStore {
         self.link().clock.latest(moment)
     }
 
-    /// The moment at which the shared clock shows this time, never earlier than it really does. `None` until the store has
-    /// been reached.
+    /// The moment at which the shared clock shows this time, never earlier than it really does. `None` until the store
+    /// has been reached.
     pub(super) fn moment_of(&self, time: StoreTime) -> Option<Moment> {
         self.link().clock.moment_of(time)
     }

@@ -131,8 +131,8 @@ impl TestServer {
         }
     }
 
-    /// A way of its own to this server, for one replica, on which no connection carries more than `limit` bytes until the
-    /// bottleneck is opened.
+    /// A way of its own to this server, for one replica, on which no connection carries more than `limit` bytes until
+    /// the bottleneck is opened.
     pub(crate) fn settings_with_bottleneck(&self, limit: usize) -> (Shared, Bottleneck) {
         let path = self.folder.path().join(format!("bottleneck-{}", fastrand::u64(..)));
         let (listener, server) = (UnixListener::bind(&path).unwrap(), self.socket());

@@ -1,8 +1,9 @@
 //! The file: a redb database. redb is crash-safe, so whatever was committed is still there after a kill.
 //!
-//! Four tables: the pages; an index of them by the time when they were fetched, which is used to read the newest and to
-//! remove the oldest; the checkpoint of the changes of other replicas; and the format's version. A file without a version was
-//! not made by the gateway. Every function here blocks, so only the tier's own thread calls them.
+//! The database has four tables: the pages, an index of the pages by the time when they were fetched, the checkpoint of
+//! the changes of other replicas, and the version of the format. With the index the newest pages are read, and the
+//! oldest are removed. A file without a version was not made by the gateway. Every function here blocks, so only the
+//! tier's own thread calls them.
 
 use std::any::Any;
 use std::collections::HashSet;

@@ -1,15 +1,14 @@
 //! The disk tier: stored responses that survive a restart.
 //!
 //! Requests are answered from memory, and changes of memory are written to the disk later. One thread does all blocking
-//! work. It gets every response that was kept or dropped and every purge, in the order in which they happened, and
-//! commits in batches, so that a kill loses only the changes of the last second. A response that cannot be written
-//! removes the older one under its key. A purge is complete when it is on the disk. Where a purge, or the removal of
-//! replaced responses, cannot be written, the whole file is removed. A checkpoint in the file says which changes of other
-//! replicas its pages have seen. At the start the same thread loads the usable responses while the gateway already
-//! serves. Misses wait a short time for it, because a response that is about to be loaded should cost no upstream
-//! token.
+//! work. It gets every response that was kept or dropped and every purge, in the order in which they happened. It
+//! commits them in batches, and a kill loses only the changes of the last second. If a response cannot be written, the
+//! older one under its key is removed. A purge is complete when it is on the disk. If a purge, or the removal of
+//! replaced responses, cannot be written, the whole file is removed. A checkpoint in the file says which changes of
+//! other replicas its pages have. At the start the same thread loads the usable responses while the gateway already
+//! serves. Misses wait a short time for that: a response that is about to be loaded should cost no upstream token.
 //!
-//! No fault of the disk stops the gateway: the tier then turns itself off, logs the cause, and tries again.
+//! No fault of the disk stops the gateway. The tier turns itself off, logs the cause, and tries again.
 
 mod file;
 mod shared;
@@ -60,8 +59,8 @@ pub struct DiskSettings {
     pub folder: PathBuf,
     /// Bytes that the file may hold.
     pub capacity: u64,
-    /// Whether a store of replicas tells what its pages have missed. Then they are loaded only after that was applied to
-    /// them, or after a second.
+    /// Whether a store of replicas tells what its pages have missed. Then they are loaded only after that was applied
+    /// to them, or after a second.
     pub is_shared: bool,
 }
 
@@ -153,8 +152,8 @@ impl Disk {
         known.ok().and_then(|saved_checkpoint| saved_checkpoint.clone()).unwrap_or(SavedCheckpoint::NoPages)
     }
 
-    /// Saves a checkpoint with the pages, in place of the last one. It is written together with all changes before it, or
-    /// after them.
+    /// Saves a checkpoint with the pages, in place of the last one. It is written together with all changes before it,
+    /// or after them.
     pub(super) fn save_checkpoint(&self, checkpoint: Vec<u8>) {
         // If the disk is that far behind, the last checkpoint stays.
         if self.shared.removals.load(Ordering::Relaxed) < WAITING_REMOVALS {

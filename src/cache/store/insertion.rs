@@ -73,8 +73,8 @@ impl Store {
     }
 
     /// Keeps the response of another replica, unless memory has a newer one, or one that is not to be mixed with it.
-    /// Returns whether it did. `snapshot` is what [`lookup_snapshot`](Self::lookup_snapshot) returned before the response was looked up: one that was
-    /// looked up before a purge, or before it was replaced, may be an older one.
+    /// Returns whether it did. `snapshot` is what [`lookup_snapshot`](Self::lookup_snapshot) returned before the
+    /// response was looked up: one that was looked up before a purge, or before it was replaced, may be an older one.
     pub(crate) fn adopt(&self, key: Key, entry: Entry, snapshot: LookupSnapshot) -> bool {
         let entry = Arc::new(entry);
         let mut keep = || {
@@ -131,8 +131,8 @@ impl Store {
         kept
     }
 
-    /// Whether a response of another replica belongs where it is: a first page to a set that is not older than the known
-    /// one, any other page to the set that has its place.
+    /// Whether a response of another replica belongs where it is: a first page to a set that is not older than the
+    /// known one, any other page to the set that has its place.
     fn is_in_place(&self, key: Key, entry: &Entry) -> bool {
         match &entry.stored.result_set {
             Some(own) if own.first == key => self.memory.sets.is_newest(own),

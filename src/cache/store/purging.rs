@@ -23,8 +23,8 @@ impl Store {
         self.purge_as_of(which, None)
     }
 
-    /// The same for a purge of another replica, which came at this moment. What a flight brings that has called upstream
-    /// since then is new.
+    /// The same for a purge of another replica, which came at this moment. What a flight brings that has called
+    /// upstream since then is new.
     pub(crate) fn purge_before(&self, which: &Purge, at: Moment) -> PurgeReport {
         self.purge_as_of(which, Some(at))
     }
@@ -53,9 +53,9 @@ impl Store {
         self.memory.sets.matching(which).collect()
     }
 
-    /// Drops the pages under these keys that were requested before these moments, and with each the rest of its result set:
-    /// another replica has newer ones. Flights that called upstream before end as at a purge. It neither visits other pages
-    /// nor waits for the disk; places in result sets are visited once, if a set ends.
+    /// Drops the pages under these keys that were requested before these moments, and with each the rest of its result
+    /// set: another replica has newer ones. Flights that called upstream before end as at a purge. It neither visits
+    /// other pages nor waits for the disk; places in result sets are visited once, if a set ends.
     pub(crate) fn outdate(&self, replaced: &HashMap<Key, Moment>, clock: Clock) {
         let mut remove = || {
             let mut changing = self.changing();

@@ -28,7 +28,8 @@ impl RecentReplacements {
         self.batches
     }
 
-    /// Adds a batch. `false` if there are too many to be remembered: then every look-up under way may bring one of them.
+    /// Adds a batch. `false` if there are too many to be remembered: then every look-up under way may bring one of
+    /// them.
     pub(super) fn add<'k>(&mut self, keys: impl Iterator<Item = &'k Key>) -> bool {
         self.batches += 1;
         self.last.extend(keys.map(|key| (*key, self.batches)));

@@ -1,4 +1,4 @@
-//! How old a response is when it arrives, and which readings of the wall clock count.
+//! The age of a response when it arrives, and which readings of the wall clock can be trusted.
 
 use std::time::{Duration, SystemTime};
 

@@ -26,11 +26,11 @@ use crate::semantics::request_directives::CacheDirectives;
 /// machine. A call to Twilio would take about as long.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The pause between two such looks, and for a large response.
+/// The pause between two such look-ups, and the same for a large response.
 const PAUSE: Duration = Duration::from_millis(10);
 const LARGE_PAUSE: Duration = Duration::from_millis(50);
 
-/// By so much the request of another replica may seem to be earlier than it was.
+/// A request of another replica may seem to be earlier than it was, by this much.
 const LAG: Duration = Duration::from_millis(100);
 
 /// What the client that begins a flight accepts in its place.

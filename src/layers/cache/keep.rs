@@ -1,4 +1,4 @@
-//! Decides what of an upstream response is stored, for how long, and to which result set it belongs.
+//! Decides whether an upstream response is stored, for how long, and to which result set it belongs.
 
 use std::sync::Arc;
 use std::time::SystemTime;

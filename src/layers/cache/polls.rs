@@ -1,5 +1,5 @@
-//! Polls of a job's status that failed. Each replica remembers them, and tells the others, so that all of them together
-//! send the next poll when it is due.
+//! Polls of a job's status that failed. Each replica remembers them, and notes them for the others. So all replicas
+//! together send one poll when it is due.
 //!
 //! A poll that succeeded needs no note: the others find the status where pages are stored.
 

@@ -3,7 +3,7 @@
 //! It applies only to teams without a policy. Under a policy, a query with a name that metadata does not have has
 //! already been refused, in the same words as one that names a denied member.
 //!
-//! The cost of a cache hit: with hints, one more pointer to its query; with refusals, one more look-up in the cache,
+//! With hints, a cache hit costs one more pointer to its query. With refusals, it costs one more look-up in the cache
 //! too.
 
 use std::collections::HashMap;

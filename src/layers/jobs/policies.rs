@@ -1,4 +1,4 @@
-//! Jobs and page tokens under policies: which of them a client may use, and which it gets.
+//! Jobs and page tokens under policies. Decides which of them a client may use, and records which it gets.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Polls of a job's status: which of them go upstream, and what the answer is if none may, or if one takes long.
+//! Polls of a job's status. Decides which of them go upstream, and what the answer is if none may, or if one takes long.
 
 use std::sync::Arc;
 use std::time::Duration;

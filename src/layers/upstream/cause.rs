@@ -1,4 +1,4 @@
-//! Finds out from its errors why an attempt failed. The class tells an operator what to check first.
+//! Finds out why an attempt failed, from its errors. The class tells an operator what to check first.
 
 use std::error::Error;
 use std::io;

@@ -34,8 +34,8 @@ impl Prefetch {
         AHEAD + self.round_trip
     }
 
-    /// Tokens to hold at once, if there is one in so many microseconds; 0 is no limit. Those of two round trips: of this
-    /// one and the next.
+    /// Tokens to hold at once, if there is one in so many microseconds; 0 is no limit. Those of two round trips: of
+    /// this one and the next.
     pub(super) fn most(&self, period: u64) -> usize {
         let in_time = u64::try_from(self.ahead().as_micros()).unwrap_or(u64::MAX).checked_div(period);
         let most = in_time.map_or(MOST, |tokens| (LEAST + tokens.saturating_mul(2)).min(MOST));

@@ -1,5 +1,5 @@
-//! What one replica knows of the common budget: the tokens that it holds, and the store's last reply. Nothing here waits,
-//! and time is passed in.
+//! What one replica knows of the common budget: the tokens that it holds, and the store's last reply. Nothing here
+//! waits, and time is passed in.
 
 mod circuit;
 mod estimates;
@@ -242,8 +242,8 @@ impl ReplicaState {
         Some(then.saturating_add(ledger::micros(now.saturating_duration_since(at) + self.timeout)))
     }
 
-    /// The calls that tokens are wanted for now: those that wait and have none yet. None while this replica could not use
-    /// a token, so that it is not kept from others.
+    /// The calls that tokens are wanted for now: those that wait and have none yet. None while this replica could not
+    /// use a token, so that it is not kept from others.
     fn wanted(&self, now: Instant) -> Vec<(Demand, u32)> {
         let may_use = self.local.nth_at(1, now) <= now + self.prefetch.ahead() && self.free_slots() > 0;
         if !may_use || matches!(self.mode, Mode::Standalone(_)) {
@@ -273,7 +273,8 @@ impl ReplicaState {
         }
     }
 
-    /// The rate to report to the store. A learnt rate rises all the time, so a new one is reported only from time to time.
+    /// The rate to report to the store. A learnt rate rises all the time, so a new one is reported only from time to
+    /// time.
     fn rate_to_report(&mut self, now: Instant) -> TokenRate {
         let own = self.local.quota().map(|quota| token_rate(&quota)).unwrap_or_default();
         match self.reported_rate {
@@ -352,7 +353,8 @@ impl ReplicaState {
         self.check_demand(now);
     }
 
-    /// The calls that could be sent, and how many of clients are queued. Returns whether the store has to be asked at once.
+    /// The calls that could be sent, and how many of clients are queued. Returns whether the store has to be asked at
+    /// once.
     pub(super) fn set_demand(&mut self, demand: Vec<Demand>, queue: u32, now: Instant) -> bool {
         let ask_at = self.ask_at;
         (self.demand, self.queue) = (demand, queue);
@@ -431,8 +433,8 @@ impl ReplicaState {
         Grant::NotBefore(now + LONGEST)
     }
 
-    /// A permit was not used. Which of the recent ones is not known: the oldest is the most that was certainly taken. Its team
-    /// gets it back only if all of them were of that team.
+    /// A permit was not used. Which of the recent ones is not known: the oldest is the most that was certainly taken.
+    /// Its team gets it back only if all of them were of that team.
     pub(super) fn refund(&mut self, now: Instant) {
         match &self.mode {
             Mode::Standalone(standalone) => {

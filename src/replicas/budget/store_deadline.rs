@@ -51,14 +51,14 @@ impl StoreDeadline {
         self.asked = earlier(self.asked, self.unasked.take());
     }
 
-    /// The store has answered: the calls that came before this ask wait for their turn, and for the store only if it falls
-    /// silent again.
+    /// The store has answered: the calls that came before this ask wait for their turn, and for the store only if it
+    /// falls silent again.
     pub(super) fn answered(&mut self) {
         (self.silent_since, self.asked) = (None, None);
     }
 
-    /// When the store is given up if it does not answer before; never before one ask has failed. `round_trip` is how long
-    /// asks took that were answered.
+    /// When the store is given up if it does not answer before; never before one ask has failed. `round_trip` is how
+    /// long asks took that were answered.
     pub(super) fn give_up_at(&self, round_trip: Duration) -> Option<Instant> {
         let silent_since = self.silent_since?;
         // Those that wait for their turn have waited for one answer, and that took two round trips at most.

@@ -38,8 +38,8 @@ impl Change {
     }
 }
 
-/// The key of the generation, and of how many entries each stream has ever had. All keys are in one hash slot, so that one
-/// script can use them in a cluster.
+/// The key of the generation, and of how many entries each stream has ever had. All keys are in one hash slot, so that
+/// one script can use them in a cluster.
 pub(in crate::replicas) const HEAD: &str = "{changes}";
 
 /// The two streams.

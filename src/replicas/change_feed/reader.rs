@@ -1,7 +1,7 @@
 //! Follows the two streams of changes, and keeps its position in each.
 //!
-//! Entries that cannot be read or unsealed are counted. An unreadable purge may be a purge of any page, so it is treated
-//! as a purge of all pages.
+//! Entries that cannot be read or unsealed are counted. An unreadable purge may be a purge of any page, so it is
+//! treated as a purge of all pages.
 
 use redis::{FromRedisValue, Value};
 
@@ -141,8 +141,8 @@ impl FeedReader {
         Err(unreadable("an end"))
     }
 
-    /// Continues from the checkpoint of an earlier process. What its pages have missed is read again, even if memory has it.
-    /// This process began at `start`, or later.
+    /// Continues from the checkpoint of an earlier process. What its pages have missed is read again, even if memory
+    /// has it. This process began at `start`, or later.
     pub(super) fn resume(&mut self, saved_checkpoint: &SavedCheckpoint, start: Millis) {
         self.awaits_disk = false;
         let inherited = match saved_checkpoint {

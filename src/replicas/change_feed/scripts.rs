@@ -27,9 +27,9 @@ pub(super) const AT_ONCE: usize = 512;
 /// type, the generation or a number of entries cannot be read, or there are fewer purges than were added and not
 /// trimmed.
 ///
-/// Keys: the head, purges, replaced pages, the clock. Arguments: the time that the clock shows at least, a generation to
-/// begin with, milliseconds to live, the last id of each stream, entries at most. Returns the time and that of the server
-/// itself in microseconds, the generation, how many entries each stream has ever had, and the new ones of each.
+/// Keys: the head, purges, replaced pages, the clock. Arguments: the time that the clock shows at least, a generation
+/// to begin with, milliseconds to live, the last id of each stream, entries at most. Returns the time and that of the
+/// server itself in microseconds, the generation, how many entries each stream has ever had, and the new ones of each.
 const READ: &str = r"
 local now, own = read_clock(KEYS[4], KEYS[1], ARGV[1])
 -- What is longer than any change is damage, and does not cross.
@@ -75,11 +75,11 @@ return {
 
 /// Adds an entry, if the generation is still this one.
 ///
-/// Keys: the head, the entry's stream, the other stream, the clock. Arguments: the time that the clock shows at least; the
-/// time that it shows at most, by what this replica knows; the generation, the entry, milliseconds to live, entries at
-/// most, milliseconds after which entries are of no more use, and the generation to begin instead where there are too many;
-/// without one, the oldest entries go. Returns the entry's id; nothing if it was not added. Its time is no earlier than any
-/// replica took it to be.
+/// Keys: the head, the entry's stream, the other stream, the clock. Arguments: the time that the clock shows at least;
+/// the time that it shows at most, by what this replica knows; the generation, the entry, milliseconds to live, entries
+/// at most, milliseconds after which entries are of no more use, and the generation to begin instead where there are
+/// too many; without one, the oldest entries go. Returns the entry's id; nothing if it was not added. Its time is no
+/// earlier than any replica took it to be.
 const APPEND: &str = r"
 local now = read_clock(KEYS[4], KEYS[1], ARGV[1])
 if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[3] then return false end
@@ -106,7 +106,8 @@ return added
 
 /// Begins another generation in place of this one.
 ///
-/// Keys: the head, purges, replaced pages. Arguments: the generation that ends, the one that begins, milliseconds to live.
+/// Keys: the head, purges, replaced pages. Arguments: the generation that ends, the one that begins, milliseconds to
+/// live.
 const RENEW: &str = r"
 if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])

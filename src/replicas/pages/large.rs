@@ -1,8 +1,8 @@
 //! The queue of large pages. They are written one after the other, and apart from all other changes, because they take
 //! longer to compress and to send.
 //!
-//! So a later change of the same page can be made while a large page still waits. Then the large page is not written, or it
-//! is removed again after it was written.
+//! So a later change of the same page can be made while a large page still waits. Then the large page is not written,
+//! or it is removed again after it was written.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -22,10 +22,10 @@ const REMOVED_AT_ONCE: usize = 16;
 /// Keeps a value until its windows end, unless there is one that was requested later. A value from the future does not
 /// count, and a key of another type is replaced.
 ///
-/// Keys: the page. Arguments: the stamp, the last stamp that is not from the future, the value, milliseconds to live, and
-/// from and until when it is due on the server's own clock, in microseconds. Returns 1 if there was an older value and 0 if
-/// not. Returns the server's time with a minus sign if it is not due: its caller has given up, and what it did then would
-/// otherwise be undone.
+/// Keys: the page. Arguments: the stamp, the last stamp that is not from the future, the value, milliseconds to live,
+/// and from and until when it is due on the server's own clock, in microseconds. Returns 1 if there was an older value
+/// and 0 if not. Returns the server's time with a minus sign if it is not due: its caller has given up, and what it did
+/// then would otherwise be undone.
 const PUT: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]

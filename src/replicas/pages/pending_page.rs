@@ -20,8 +20,8 @@ pub(super) struct PendingPage {
 }
 
 impl PendingPage {
-    /// Whether it is announced to the others that the page was replaced. The further pages of a set that was replaced must not be read
-    /// together with the new first page.
+    /// Whether it is announced to the others that the page was replaced. The further pages of a set that was replaced
+    /// must not be read together with the new first page.
     pub(super) fn announce(&self) -> Announce {
         match self.is_forced {
             true => Announce::Always,

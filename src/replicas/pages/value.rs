@@ -1,8 +1,8 @@
 //! The value under the key of a page.
 //!
-//! `stamp · sealed(kind · gzip(record))`. The stamp is the time of the page's request. The store's scripts compare it, so
-//! that an older page never replaces a newer one. It is authenticated like all else. The times in the record are on the
-//! shared clock.
+//! `stamp · sealed(kind · gzip(record))`. The stamp is the time of the page's request. The store's scripts compare it,
+//! so that an older page never replaces a newer one. It is authenticated like all else. The times in the record are on
+//! the shared clock.
 
 use std::io::{Read, Write};
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! Write-behind: puts pages into the store in the background, one after the other. Large pages have a separate queue
 //! ([`large`](super::large)).
 //!
-//! No request waits for this. If too many pages wait, or if the store does not answer, a page is not written. A page that
-//! was replaced must not be served again. So the older page that the store may still have is removed as soon as possible.
+//! No request waits for this. If too many pages wait, or if the store does not answer, a page is not written. A page
+//! that was replaced must not be served again. So the older page that the store may still have is removed as soon as
+//! possible.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -21,8 +21,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts to reach the store.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// Defines `refusal` for a script: tries every command that replicas send, on a key that exists only meanwhile. It returns
-/// the error if one is refused.
+/// Defines `refusal` for a script: tries every command that replicas send, on a key that exists only meanwhile. It
+/// returns the error if one is refused.
 const RIGHTS: &str = r"
 local function refusal(key)
   -- First one that needs memory: a server that is full lets a script go on that has written.
@@ -51,9 +51,9 @@ end
 ";
 /// Marks this replica as alive, or as gone, and counts those that are alive, on the shared clock.
 ///
-/// Keys: the replicas, the clock, the head of the feed, one on which rights are tried. Arguments: this replica, the silence after which one is gone, in
-/// milliseconds, 1 if this one leaves, and the time that the clock shows at least. Returns the time and that of the server
-/// itself, in microseconds, and the number of replicas, this one included.
+/// Keys: the replicas, the clock, the head of the feed, one on which rights are tried. Arguments: this replica, the
+/// silence after which one is gone, in milliseconds, 1 if this one leaves, and the time that the clock shows at least.
+/// Returns the time and that of the server itself, in microseconds, and the number of replicas, this one included.
 const BEAT: &str = r"
 local refused = refusal(KEYS[4])
 if refused then return refused end
@@ -129,7 +129,8 @@ impl SharedStore {
         pause().await;
     }
 
-    /// Proves that the store accepts writes and runs scripts, and that the user may do what replicas do, before others use the connection.
+    /// Proves that the store accepts writes and runs scripts, and that the user may do what replicas do, before others
+    /// use the connection.
     pub(super) async fn try_out(&self, mut connection: Connection) -> Result<(), StoreError> {
         let sent = self.0.clock.moment();
         let replied = tokio::time::timeout(self.0.settings.timeout, connection.run(&self.beat())).await;

@@ -15,8 +15,8 @@ impl ReplicaState {
         self.last_reply.paused_until.map_or(own, |until| until.max(own))
     }
 
-    /// When the `n`-th token is expected here. Each replica whose queue is as long gets as many tokens meanwhile, and one
-    /// with a shorter queue as many as it needs.
+    /// When the `n`-th token is expected here. Each replica whose queue is as long gets as many tokens meanwhile, and
+    /// one with a shorter queue as many as it needs.
     pub(in crate::replicas::budget) fn nth_at(&self, n: u32, now: Instant) -> Instant {
         let resumes = self.resumes(now);
         if let Mode::Standalone(standalone) = &self.mode {

@@ -46,8 +46,8 @@ impl ReplicaState {
         Some(self.local.quota()?.part(self.all()))
     }
 
-    /// Tokens that were spent standalone, are not paid for, and are not reported to the store. If its answer is lost, they
-    /// are reported twice: then fewer tokens are granted.
+    /// Tokens that were spent standalone, are not paid for, and are not reported to the store. If its answer is lost,
+    /// they are reported twice: then fewer tokens are granted.
     pub(super) fn spent_standalone(&self, now: Instant) -> u64 {
         match &self.mode {
             Mode::Standalone(Some(standalone)) => self.spent_standalone.saturating_add(standalone.owed(now)),

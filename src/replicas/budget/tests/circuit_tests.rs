@@ -49,7 +49,8 @@ fn circuits(budgets: &[AccountBudget]) -> Vec<CircuitState> {
     budgets.iter().map(|budget| budget.status().circuit).collect()
 }
 
-/// Three replicas whose circuit has been open, and is half open now, because of what the upstream answered to the first.
+/// Three replicas whose circuit has been open, and is half open now, because of what the upstream answered to the
+/// first.
 async fn half_open() -> Option<(SimulatedStore, [Link; 3], [AccountBudget; 3])> {
     let store = SimulatedStore::start(3)?;
     let links = [(); 3].map(|()| store.link(NEAR));

@@ -24,8 +24,8 @@ async fn a_page_that_was_replaced_meanwhile_does_not_come_back_from_the_disk() {
     assert_eq!(again.body("a").await, one.in_memory("a"));
 }
 
-/// Starts again on the same disk, after `meanwhile`. Returns which of three pages are there: a purged one, one that nobody
-/// purged, and the newest.
+/// Starts again on the same disk, after `meanwhile`. Returns which of three pages are there: a purged one, one that
+/// nobody purged, and the newest.
 async fn after_a_restart(server: &TestServer, meanwhile: impl AsyncFnOnce(&Replica)) -> [bool; 3] {
     let (one, home) = (Replica::start(server).await, TempDir::new().unwrap());
     let before = Replica::on_disk(home.path(), server.settings());
