@@ -5,6 +5,7 @@ mod insertion;
 pub(super) mod listing;
 mod purging;
 mod replacements;
+mod unstored;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
-pub(crate) use self::insertion::UnstoredResponse;
-pub(crate) use self::replacements::LookupSnapshot;
 use self::replacements::RecentReplacements;
+pub(crate) use self::unstored::UnstoredResponse;
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::entry::Entry;
 use super::fill_lock::FillLock;

@@ -2,45 +2,18 @@
 
 use std::sync::Arc;
 
-use super::replacements::RecentReplacements;
-use super::{LookupSnapshot, Store};
+use super::Store;
+use super::replacements::{LookupSnapshot, RecentReplacements};
+use super::unstored::UnstoredResponse;
 use crate::cache::entry::Entry;
 use crate::cache::flight::Lease;
 use crate::cache::memory::Memory;
 use crate::cache::sets::{Membership, ResultSet};
 use crate::cache::stored::StoredResponse;
 use crate::cache::tier::{Candidate, InsertOutcome, Replacement};
-use crate::core::clock::{Instant, Moment};
+use crate::core::clock::Instant;
 use crate::request::key::Key;
 use crate::twilio::endpoint::Operation;
-
-/// A successful response that is not stored.
-#[derive(Debug)]
-pub(crate) struct UnstoredResponse {
-    /// The name of the account whose data it is.
-    pub(crate) account: Arc<str>,
-    pub(crate) asked: Instant,
-    pub(crate) made: Moment,
-    /// For a first page: its result set, whose further pages may be kept.
-    pub(crate) begins: Option<ResultSet>,
-    /// The key of the page after it.
-    pub(crate) next: Option<Key>,
-    /// Whether it is for all clients. A response for one client removes only pages that contradict it.
-    pub(crate) is_shared: bool,
-}
-
-impl UnstoredResponse {
-    fn of(key: Key, entry: &Entry) -> Self {
-        Self {
-            account: Arc::clone(&entry.stored.account),
-            asked: entry.asked,
-            made: entry.stored.made,
-            begins: entry.stored.result_set.filter(|result_set| result_set.first == key),
-            next: entry.stored.next,
-            is_shared: true,
-        }
-    }
-}
 
 /// Whether the further pages of a new first page can be distinguished from those of the `old` one. If the first tokens
 /// differ, all are assumed to differ. Where a later one does not, its page is dropped then.
