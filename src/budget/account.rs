@@ -15,6 +15,8 @@ use super::limits::Limits;
 use super::pending::{Pending, Reservation, circuit_open, needed_by, query_of, queue_full, useful_until};
 use super::quota::{LocalQuota, QuotaSource};
 use super::state::{Served, State, latest_start};
+use super::status::BudgetStatus;
+use super::team_limit::TeamToken;
 use super::wait_queue::{QueuePosition, Waiting, background_waiters};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::{Clock, Instant};
@@ -22,31 +24,6 @@ use crate::core::error::{GatewayError, Reason};
 use crate::request::call::UpstreamCall;
 use crate::request::waiters::TeamWaiters;
 use crate::semantics::upstream_headers::RateLimitHeaders;
-
-/// A view of a budget's state.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BudgetStatus {
-    /// The configured limits.
-    pub limits: Limits,
-    /// Tokens a second now, which may be less than configured; `None` without a rate.
-    pub per_second: Option<f64>,
-    /// Attempts at once now, which may be less than configured.
-    pub concurrency: u32,
-    /// Tokens now, negative while they are owed; `None` without a rate.
-    pub tokens: Option<f64>,
-    /// Time until the pause ends; zero without one.
-    pub paused: Duration,
-    /// Attempts since the start.
-    pub attempts: u64,
-    /// Attempts under way.
-    pub in_flight: u32,
-    /// Calls that wait.
-    pub waiting: usize,
-    /// The state of the circuit breaker.
-    pub circuit: CircuitState,
-    /// For how long the circuit has not been closed; `None` while it is.
-    pub broken_for: Option<Duration>,
-}
 
 /// An account's budget. Clones share it.
 #[derive(Debug, Clone)]
@@ -130,9 +107,22 @@ impl AccountBudget {
             return Err(GatewayError::abandoned());
         }
         waiters.set_estimated_start(None);
-        let (mut guard, mut granted) = match self.0.arrive(call, waiting_teams)? {
-            Arrival::Granted(permit) => return Ok(permit),
-            Arrival::Queued(guard, granted) => (guard, granted),
+        let (mut guard, mut granted) = loop {
+            let soon = match self.0.arrive(call, waiting_teams)? {
+                Arrival::Granted(permit) => return Ok(permit),
+                Arrival::Queued(guard, granted) => break (guard, granted),
+                Arrival::Early(soon) => soon,
+            };
+            waiters.set_estimated_start(Some(soon));
+            tokio::select! {
+                () = tokio::time::sleep_until(soon) => {}
+                () = waiters.abandoned() => {}
+            }
+            waiters.set_estimated_start(None);
+            (waiting_teams, seen) = waiters.waiting_teams();
+            if waiting_teams.is_empty() && !waiters.is_refresh() {
+                return Err(GatewayError::abandoned());
+            }
         };
         loop {
             tokio::select! {
@@ -196,6 +186,8 @@ impl AccountBudget {
 
 enum Arrival {
     Granted(Permit),
+    /// It has to arrive again at this time, when its team has a token for it.
+    Early(Instant),
     Queued(QueueGuard, oneshot::Receiver<Result<Permit, GatewayError>>),
 }
 
@@ -222,16 +214,19 @@ impl Shared {
             Decision::Probe => true,
             Decision::Reject(wait) => return Err(circuit_open(wait)),
         };
-        let team_token = match state.take_or_claim_team_token(&call.team, background, now) {
-            Ok(team_token) => team_token,
-            Err(refused) => {
-                if is_probe {
-                    state.circuit.probe_lost();
-                }
-                return Err(refused);
+        let mut reservation = Reservation { is_probe, team_token: None, query };
+        match state.take_team_token(call, background, now) {
+            None => {}
+            Some(TeamToken::Taken(from)) => reservation.team_token = Some(from),
+            Some(TeamToken::Soon(at)) => {
+                state.release(&reservation);
+                return Ok(Arrival::Early(at));
             }
-        };
-        let reservation = Reservation { is_probe, team_token, query };
+            Some(TeamToken::NotBefore(at)) => {
+                state.release(&reservation);
+                return Err(state.refuse_for_team(call, waiting_teams, background, at, now));
+            }
+        }
         if state.wait_queue.would_be_first(background) && state.take(&waiting_teams[0].team, now) {
             // Uses up the call's reservation, if it has come back.
             state.wait_queue.position(&waiting_teams, background, &call.key, now);

@@ -208,13 +208,12 @@ impl FairQueue {
 
     /// The length of a team's queue with one more call, divided by the team's weight: comparable between teams.
     pub(super) fn length_with_one_more(&self, team: &Team) -> u64 {
-        let calls = self.teams.get(&team.name).map_or(0, |queue| queue.calls.len());
-        weighted_length(calls + 1, cost(team))
+        weighted_length(self.calls_of(&team.name) + 1, cost(team))
     }
 
     /// The length of a team's queue, divided by the team's weight.
     pub(super) fn length_of(&self, team: &Team) -> u64 {
-        weighted_length(self.teams.get(&team.name).map_or(0, |queue| queue.calls.len()), cost(team))
+        weighted_length(self.calls_of(&team.name), cost(team))
     }
 
     /// The last call in a team's queue.
@@ -239,6 +238,11 @@ impl FairQueue {
     #[cfg(test)]
     fn len(&self) -> usize {
         self.teams.values().map(|queue| queue.calls.len()).sum()
+    }
+
+    /// How many calls wait in a team's queue.
+    pub(super) fn calls_of(&self, team: &str) -> usize {
+        self.teams.get(team).map_or(0, |queue| queue.calls.len())
     }
 
     /// How many calls wait in each team's queue, where any do.

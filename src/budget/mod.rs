@@ -25,8 +25,9 @@
 //! # Modules
 //!
 //! From the inside out: `limits` is the configuration; `fair_queue` is bookkeeping; `adaptive_rate` and `circuit` learn
-//! from responses; `quota` is where tokens come from; `wait_queue` is the calls that wait; `state` is all of that for one
-//! account; `pending` is what a call that waits holds and gives back; `account` is where calls wait and are woken.
+//! from responses; `quota` is where tokens come from, and `team_limit` those of one team; `wait_queue` is the calls that
+//! wait; `state` is all of that for one account; `pending` is what a call that waits holds and gives back; `account` is
+//! where calls wait and are woken, and `status` what it tells of itself.
 
 mod account;
 mod adaptive_rate;
@@ -36,14 +37,17 @@ mod limits;
 mod pending;
 mod quota;
 mod state;
+mod status;
+mod team_limit;
 mod wait_queue;
 
-pub use account::{AccountBudget, AttemptOutcome, BudgetStatus, Permit};
+pub use account::{AccountBudget, AttemptOutcome, Permit};
 pub use circuit::{CircuitPolicy, CircuitState, CommonCircuit};
 pub(crate) use circuit::{LEAST_QUERIES, PROBE};
 pub use limits::Limits;
 pub(crate) use quota::LocalQuota;
-pub use quota::{Demand, Grant, Parts, QuotaSource, QuotaStatus, Turn};
+pub use quota::{CommonTokens, Demand, Grant, Parts, QuotaSource, QuotaStatus, Turn};
+pub use status::BudgetStatus;
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,8 @@ use tokio::sync::oneshot;
 
 use super::fair_queue::Ticket;
 use super::state::State;
-use super::wait_queue::Waiting;
+use super::team_limit::TeamToken;
+use super::wait_queue::{QueuePosition, Waiting};
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason, whole_seconds};
@@ -60,7 +61,8 @@ impl<P> State<Pending<P>> {
         self.wait_queue.ahead_of(ticket).map_or(Duration::ZERO, |ahead| self.wait_behind(ahead, now))
     }
 
-    /// Reserves the place of a client that is told to come back after `wait`, if that is soon. A refresh does not come back.
+    /// Reserves the place of a client that is told to come back after `wait`, if that is soon: in the queue, and for a token
+    /// of its team's own limit. A refresh does not come back.
     pub(super) fn reserve_place(
         &mut self,
         waiting_teams: Vec<TeamWaiters>,
@@ -74,25 +76,58 @@ impl<P> State<Pending<P>> {
         const LONGEST: Duration = Duration::from_secs(3600);
         let (limit, is_reserved) = (self.limits.queue, !background && wait <= LONGEST);
         if let Some(team_waiters) = waiting_teams.into_iter().next().filter(|_| is_reserved) {
+            if let Some((of_team, _)) = self.team_limit(&team_waiters.team, now) {
+                of_team.reserve(key, now + wait, limit, now);
+            }
             self.wait_queue.reserve(team_waiters, key, ticket, whole_seconds(wait), limit, now);
         }
     }
 
-    /// Takes a token of a team's own upstream limit, if it has one. A client takes that of a refresh that only waits.
-    pub(super) fn take_or_claim_team_token(
-        &mut self,
-        team: &Team,
-        background: bool,
-        now: Instant,
-    ) -> Result<Option<Limiter>, GatewayError> {
-        let refused = match self.take_team_token(team, background, now) {
-            Ok(taken) => return Ok(taken),
-            Err(refused) => refused,
+    /// Takes a token of a team's own upstream limit; `None` if it has no limit. A client takes the token of a refresh that
+    /// only waits.
+    pub(super) fn take_team_token(&mut self, call: &UpstreamCall, background: bool, now: Instant) -> Option<TeamToken> {
+        let team = &call.team;
+        if background {
+            let (limit, bucket) = self.team_limit(team, now)?;
+            return Some(limit.take_for_refresh(&bucket, now));
+        }
+        let taken = |state: &mut Self| {
+            let (limit, bucket) = state.team_limit(team, now)?;
+            Some(limit.take(&call.key, &bucket, useful_until(call), now))
         };
-        let refresh = if background { None } else { self.wait_queue.last_refresh_of(&team.name) };
-        let Some(refresh) = refresh.and_then(|ticket| self.dismiss(ticket)) else { return Err(refused) };
-        let _ = refresh.reply.reply.send(Err(refused));
-        self.take_team_token(team, background, now)
+        let token = taken(self)?;
+        if matches!(token, TeamToken::Taken(_)) {
+            return Some(token);
+        }
+        let refresh = self.wait_queue.last_refresh_of(&team.name).and_then(|ticket| self.dismiss(ticket));
+        let Some(refresh) = refresh else { return Some(token) };
+        let _ = refresh.reply.reply.send(Err(team_rate_limit(team, Duration::ZERO)));
+        taken(self)
+    }
+
+    /// Refuses a call for which its team's own limit has no token before `at`. A client is told when it would be sent, which
+    /// is later where the account's tokens are shorter still.
+    pub(super) fn refuse_for_team(
+        &mut self,
+        call: &UpstreamCall,
+        waiting_teams: Vec<TeamWaiters>,
+        background: bool,
+        at: Instant,
+        now: Instant,
+    ) -> GatewayError {
+        let for_team = at.saturating_duration_since(now);
+        if background {
+            return team_rate_limit(&call.team, for_team);
+        }
+        let QueuePosition { ticket, ahead } = self.wait_queue.position(&waiting_teams, background, &call.key, now);
+        let for_account = self.wait_behind(ahead, now);
+        let wait = for_team.max(for_account);
+        self.reserve_place(waiting_teams, background, call.key, ticket, wait, now);
+        self.tell_demand(now);
+        match now + for_account > useful_until(call) && for_account > for_team {
+            true => GatewayError::too_late(wait),
+            false => team_rate_limit(&call.team, wait),
+        }
     }
 
     /// Evicts a call from a full queue, so that one of these teams can be queued; `false` where none may be evicted.
@@ -105,6 +140,12 @@ impl<P> State<Pending<P>> {
         let _ = reply.reply.send(Err(queue_full(self.limits.queue, wait)));
         true
     }
+}
+
+fn team_rate_limit(team: &Team, wait: Duration) -> GatewayError {
+    let wait = whole_seconds(wait);
+    let message = format!("team {} has sent too much upstream; come back in {} s", team.name, wait.as_secs());
+    GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(wait)
 }
 
 pub(super) fn queue_full(limit: u32, wait: Duration) -> GatewayError {

@@ -60,6 +60,29 @@ pub struct Parts {
     pub emptied: Option<Instant>,
 }
 
+/// What a process knows of a team's own upstream limit that processes share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommonTokens {
+    /// When the next token is expected.
+    pub next: Instant,
+    /// How many other processes there are.
+    pub others: u32,
+    /// How many calls of clients wait in their queues, of this team or of others.
+    pub elsewhere: u32,
+}
+
+impl CommonTokens {
+    /// When the `n`-th token is expected here, if there is one every `period`. Each process with as long a queue gets as
+    /// many meanwhile.
+    pub(super) fn nth_at(&self, n: u32, period: Duration) -> Instant {
+        /// Short enough to be added to any instant.
+        const LONGEST: Duration = Duration::from_secs(366 * 86_400);
+        let before = n.saturating_sub(1);
+        let others = before.saturating_mul(self.others).min(self.elsewhere);
+        self.next + period.saturating_mul(before.saturating_add(others)).min(LONGEST)
+    }
+}
+
 /// A view of a source's state.
 #[derive(Debug, Clone, Copy)]
 pub struct QuotaStatus {
@@ -186,8 +209,8 @@ pub trait QuotaSource: Debug + Send {
         None
     }
 
-    /// When a team's own upstream limit, where processes share it, has a token.
-    fn team_ready_at(&self, _team: &Team) -> Option<Instant> {
+    /// What is known of a team's own upstream limit, where processes share it.
+    fn team_tokens(&self, _team: &Team) -> Option<CommonTokens> {
         None
     }
 

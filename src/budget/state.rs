@@ -9,11 +9,12 @@ use super::circuit::Circuit;
 use super::fair_queue::Ticket;
 use super::limits::Limits;
 use super::quota::{Grant, Parts, QuotaSource};
+use super::team_limit::{TeamBucket, TeamLimit};
 use super::wait_queue::{WaitQueue, Waiting};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::Instant;
-use crate::core::error::{GatewayError, Reason, whole_seconds};
-use crate::core::limiter::{Limiter, Quota};
+use crate::core::error::whole_seconds;
+use crate::core::limiter::Quota;
 
 /// Longer than any deadline, and short enough to be added to any instant.
 const LONGEST_WAIT: Duration = Duration::from_secs(366 * 86_400);
@@ -29,28 +30,6 @@ pub(super) struct State<R> {
     /// How long an attempt takes: a moving average.
     attempt_time: Duration,
     team_limits: HashMap<Arc<str>, TeamLimit>,
-}
-
-/// What a team may send upstream by its own limit.
-#[derive(Debug)]
-struct TeamLimit {
-    limiter: Limiter,
-    /// When it was last [emptied](Parts::emptied).
-    emptied: Option<Instant>,
-    /// Until then refreshes take nothing: a client was told to come back for the next token.
-    reserved_until: Option<Instant>,
-}
-
-impl TeamLimit {
-    /// Clients come back late rather than early.
-    const GRACE: Duration = Duration::from_secs(2);
-
-    /// Whether a refresh may take a token of `limiter`. Half of the burst is left to clients who may come at any time, and
-    /// all of it to those who were told to come back.
-    fn has_for_refreshes(&self, limiter: &Limiter, now: Instant) -> bool {
-        let for_clients = limiter.quota().burst() / 2;
-        self.reserved_until.is_none_or(|until| until <= now) && limiter.whole_tokens(now) > for_clients
-    }
 }
 
 /// What [`State::serve_next`] did.
@@ -175,48 +154,23 @@ impl<R> State<R> {
         self.quota.set_demand(&|| wait_queue.demand(free), expected, now);
     }
 
-    /// Takes a token of a team's own upstream limit, if it has one. Returns the bucket that it is from.
-    pub(super) fn take_team_token(
-        &mut self,
-        team: &Team,
-        background: bool,
-        now: Instant,
-    ) -> Result<Option<Limiter>, GatewayError> {
-        let elsewhere = self.quota.team_ready_at(team).filter(|at| *at > now);
-        let Some((limit, limiter)) = self.team_limit(team, now) else { return Ok(None) };
-        let is_free = elsewhere.is_none() && (!background || limit.has_for_refreshes(&limiter, now));
-        if is_free && limiter.try_take(now) {
-            return Ok(Some(limiter));
-        }
-        let next = limiter.nth_at(1, now).max(elsewhere.unwrap_or(now));
-        let wait = whole_seconds(next.saturating_duration_since(now));
-        if !background {
-            limit.reserved_until = Some(now + wait + TeamLimit::GRACE);
-        }
-        let message = format!("team {} has sent too much upstream; come back in {} s", team.name, wait.as_secs());
-        Err(GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(wait))
-    }
-
-    /// A team's own limit, and the bucket that its tokens are taken from now.
-    fn team_limit(&mut self, team: &Team, now: Instant) -> Option<(&mut TeamLimit, Limiter)> {
+    /// A team's own limit, and the bucket that its tokens are taken from now; `None` where it has none.
+    pub(super) fn team_limit(&mut self, team: &Team, now: Instant) -> Option<(&mut TeamLimit, TeamBucket)> {
         let rate = team.upstream?;
         let quota = Quota::new(rate, rate.count());
         let Parts { count, emptied } = self.quota.parts();
-        let new = || TeamLimit { limiter: Limiter::full(quota, now), emptied: None, reserved_until: None };
-        let limit = self.team_limits.entry(Arc::clone(&team.name)).or_insert_with(new);
-        match emptied.filter(|_| limit.emptied != emptied) {
-            // Another bucket, so that a token that was taken before does not come back into this one.
-            Some(at) => (limit.limiter, limit.emptied) = (Limiter::empty_part(quota, count, at), emptied),
-            None => limit.limiter.set_quota(quota, now),
-        }
-        let limiter = limit.limiter.part(count);
-        Some((limit, limiter))
+        let common = self.quota.team_tokens(team);
+        let queued = if common.is_some() { self.wait_queue.length_of(&team.name) } else { 0 };
+        let limits = self.team_limits.entry(Arc::clone(&team.name));
+        let limit = limits.or_insert_with(|| TeamLimit::new(quota, now));
+        let bucket = TeamBucket::new(limit.part(quota, count, emptied, now), common, queued);
+        Some((limit, bucket))
     }
 
     /// What a team has left upstream: of its own limit if it has one, otherwise of the account's. `None` without both.
     pub(super) fn allowance(&mut self, team: &Team, now: Instant) -> Option<Allowance> {
         let (tokens, next) = match self.team_limit(team, now) {
-            Some((_, limiter)) => (limiter.tokens(now), limiter.nth_at(1, now)),
+            Some((_, bucket)) => (bucket.tokens(now), bucket.next_at(now)),
             None => (self.quota.status(now).tokens?, self.quota.nth_at(1, now)),
         };
         Some(match next {

@@ -174,6 +174,11 @@ impl<R> WaitQueue<R> {
         self.clients.lengths()
     }
 
+    /// How many calls of clients wait in this team's queue.
+    pub(super) fn length_of(&self, team: &str) -> u32 {
+        u32::try_from(self.clients.calls_of(team)).unwrap_or(u32::MAX)
+    }
+
     /// The call to serve next, and the team it is charged to. See [`FairQueue::next`].
     pub(super) fn next(&self, is_in_time: impl Fn(Instant, usize) -> bool) -> Option<(Arc<Team>, Ticket)> {
         let queue = if self.clients.is_empty() { &self.refreshes } else { &self.clients };

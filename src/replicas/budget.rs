@@ -42,7 +42,7 @@ use self::ledger::{Ledger, StoreLedger};
 use self::replica_state::ReplicaState;
 use super::SharedStore;
 use crate::accounts::{Account, Team};
-use crate::budget::{CommonCircuit, Demand, Grant, Limits, Parts, QuotaSource, QuotaStatus, Turn};
+use crate::budget::{CommonCircuit, CommonTokens, Demand, Grant, Limits, Parts, QuotaSource, QuotaStatus, Turn};
 use crate::core::clock::{Clock, Instant};
 use crate::request::key::Key;
 use crate::semantics::upstream_headers::RateLimitHeaders;
@@ -200,8 +200,8 @@ impl QuotaSource for SharedQuota {
         Some(Arc::clone(&self.changes))
     }
 
-    fn team_ready_at(&self, team: &Team) -> Option<Instant> {
-        self.replica().team_ready_at(team)
+    fn team_tokens(&self, team: &Team) -> Option<CommonTokens> {
+        self.replica().team_tokens(team)
     }
 
     fn parts(&self) -> Parts {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Mode, ReplicaState};
 use crate::accounts::Team;
-use crate::budget::{Parts, QuotaSource, QuotaStatus};
+use crate::budget::{CommonTokens, Parts, QuotaSource, QuotaStatus};
 use crate::core::clock::Instant;
 use crate::replicas::budget::ledger::TokenRate;
 
@@ -35,8 +35,9 @@ impl ReplicaState {
         (resumes + paid_at.min(Duration::from_secs(366 * 86_400))).max(self.local.nth_at(n, now))
     }
 
-    pub(in crate::replicas::budget) fn team_ready_at(&self, team: &Team) -> Option<Instant> {
-        self.last_reply.teams.get(&team.name).copied()
+    pub(in crate::replicas::budget) fn team_tokens(&self, team: &Team) -> Option<CommonTokens> {
+        let next = *self.last_reply.teams.get(&team.name)?;
+        Some(CommonTokens { next, others: self.living - 1, elsewhere: self.last_reply.elsewhere })
     }
 
     /// Into how many parts what replicas have in common is divided now.

@@ -250,6 +250,43 @@ async fn a_teams_own_limit_is_common() {
     assert!(refused.retry_after().unwrap() > 25 * S, "{refused:?}");
 }
 
+/// Each client asks once, and once more when it was told to come back. The clients of each team ask all replicas, one after
+/// the other within a time, or all at once.
+#[tokio::test(start_paused = true)]
+async fn clients_that_a_teams_limit_refused_are_served_when_they_come_back() {
+    for (replicas, teams, spread, patience) in [(1, 1, 0, 2), (3, 1, 6, 2), (3, 2, 6, 2), (3, 1, 0, 90), (3, 2, 0, 90)]
+    {
+        let Some(store) = SimulatedStore::start(replicas) else { return };
+        let budgets: Vec<_> = (0..replicas).map(|_| store.link(NEAR).budget(limits(1000, 100))).collect();
+        let teams = &["a", "b"].map(|name| Team { upstream: Rate::new(5, S), ..team(name, 1) })[..teams];
+        tokio::time::sleep(2 * S).await;
+        let sent = Sent::default();
+        let asks = async |budget: &AccountBudget, call: &UpstreamCall| {
+            let mut permit = budget.acquire(call).await?;
+            permit.spend();
+            lock(&sent.0).push((Arc::clone(&call.team.name), Instant::now()));
+            permit.end(AttemptOutcome::Answered(RateLimitHeaders::default()));
+            Ok::<_, GatewayError>(())
+        };
+        let client = async |number: u32| {
+            tokio::time::sleep(S * spread * number / 200).await;
+            let budget = &budgets[(number % replicas) as usize];
+            let (call, _waiter) = call_of(&teams[number as usize % teams.len()], patience * S);
+            let refused = asks(budget, &call).await.err()?;
+            tokio::time::sleep(refused.retry_after().unwrap()).await;
+            let again = UpstreamCall { deadline: Instant::now() + patience * S, ..call };
+            Some(asks(budget, &again).await.is_ok())
+        };
+        let ends = futures_util::future::join_all((0..200).map(client)).await;
+        let served: Vec<bool> = ends.into_iter().flatten().collect();
+        let count = served.iter().filter(|served| **served).count();
+        let name = format!("{replicas} replicas, {} teams, {spread} s", teams.len());
+        assert!(served.len() >= 100, "{} were refused by {name}", served.len());
+        assert!(count * 10 >= served.len() * 9, "{count} of {} by {name}", served.len());
+        sent.assert_bound(5.0 * teams.len() as f64, 5.0 * teams.len() as f64, LATE);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_not_used_returns_to_the_teams_own_limit() {
     let Some(store) = SimulatedStore::start(2) else { return };

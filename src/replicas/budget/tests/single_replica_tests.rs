@@ -364,10 +364,10 @@ async fn a_teams_own_limit_begins_empty_at_each_change_of_side() {
     let budget = store.budget(limits(1000, 1000));
     let rate = Rate::new(8, 60 * S);
     let [sent, silent, new] = ["sent", "silent", "new"].map(|name| Team { upstream: rate, ..team(name, 1) });
-    let told = async |team: &Team| {
-        let (call, _waiter) = call_of(team, 60 * S);
-        budget.acquire(&call).await.map(drop).map_err(|refused| refused.retry_after().unwrap())
+    let asks = async |call: &UpstreamCall| {
+        budget.acquire(call).await.map(drop).map_err(|refused| refused.retry_after().unwrap())
     };
+    let told = async |team: &Team| asks(&call_of(team, 60 * S).0).await;
     let (call, _waiter) = call_of(&sent, 60 * S);
     let before = budget.acquire(&call).await.unwrap();
     assert_eq!((told(&sent).await, told(&silent).await), (Ok(()), Ok(())), "full at the start");
@@ -376,10 +376,11 @@ async fn a_teams_own_limit_begins_empty_at_each_change_of_side() {
     for team in [&sent, &silent, &new] {
         assert_eq!(told(team).await, Err(29 * S), "{}", team.name);
     }
-    // What was taken before the change does not come back after it.
+    // What was taken before the change does not come back after it. The next token is for the first that was refused.
     drop(before);
-    assert_eq!(told(&sent).await, Err(29 * S));
-    tokio::time::sleep(60 * S).await;
+    assert_eq!(told(&sent).await, Err(59 * S));
+    // Until nobody is expected to come back any more.
+    tokio::time::sleep(120 * S).await;
     for _ in 0..2 {
         send(&budget, &sent).await;
     }
@@ -387,11 +388,12 @@ async fn a_teams_own_limit_begins_empty_at_each_change_of_side() {
     tokio::time::sleep(3600 * S).await;
     store.is_up.send_replace(true);
     tokio::time::sleep(1600 * MS).await;
-    for team in [&sent, &silent, &new] {
-        assert_eq!(told(team).await, Err(6 * S), "{}", team.name);
+    let calls = [&sent, &silent, &new].map(|team| call_of(team, 60 * S));
+    for (call, _) in &calls {
+        assert_eq!(asks(call).await, Err(6 * S), "{}", call.team.name);
     }
     tokio::time::sleep(6 * S).await;
-    assert_eq!(told(&new).await, Ok(()));
+    assert_eq!(asks(&calls[2].0).await, Ok(()));
     tokio::time::sleep(60 * S).await;
     for _ in 0..8 {
         send(&budget, &sent).await;
