@@ -215,6 +215,10 @@ impl Shared {
             Decision::Reject(wait) => return Err(circuit_open(wait)),
         };
         let mut reservation = Reservation { is_probe, team_token: None, query };
+        if useful_until(call) <= now {
+            state.release(&reservation);
+            return Err(state.refuse_without_time(call, &waiting_teams, background, now));
+        }
         match state.take_team_token(call, background, now) {
             None => {}
             Some(TeamToken::Taken(from)) => reservation.team_token = Some(from),

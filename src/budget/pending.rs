@@ -130,6 +130,21 @@ impl<P> State<Pending<P>> {
         }
     }
 
+    /// Refuses a call without time. It keeps no place: it could not wait for a token then either. Nor does it use up one.
+    pub(super) fn refuse_without_time(
+        &mut self,
+        call: &UpstreamCall,
+        waiting_teams: &[TeamWaiters],
+        background: bool,
+        now: Instant,
+    ) -> GatewayError {
+        let ahead = self.wait_queue.ahead_of_new(waiting_teams, background, now);
+        let for_account = self.wait_behind(ahead, now);
+        let team_limit = self.team_limit(&call.team, now);
+        let for_team = team_limit.map_or(now, |(limit, bucket)| limit.free_at(&bucket, now));
+        GatewayError::without_time(for_account.max(for_team.saturating_duration_since(now)))
+    }
+
     /// Evicts a call from a full queue, so that one of these teams can be queued; `false` where none may be evicted.
     pub(super) fn evict_for(&mut self, waiting_teams: &[TeamWaiters], background: bool, now: Instant) -> bool {
         let Some(ticket) = self.wait_queue.to_evict(waiting_teams, background) else { return false };

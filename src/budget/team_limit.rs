@@ -167,6 +167,11 @@ impl TeamLimit {
         bucket.take(1, now).map_or_else(TeamToken::NotBefore, TeamToken::Taken)
     }
 
+    /// When there is a token that no place needs.
+    pub(super) fn free_at(&self, bucket: &TeamBucket, now: Instant) -> Instant {
+        bucket.nth_at(self.first_free(None, bucket, now), now)
+    }
+
     /// Keeps the place of a client that is told to come back for a token that is there at this time. At most `limit`
     /// places are kept.
     pub(super) fn reserve(&mut self, key: Key, at: Instant, limit: u32, now: Instant) {

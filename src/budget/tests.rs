@@ -115,6 +115,32 @@ async fn what_cannot_be_in_time_is_refused_on_arrival() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_without_time_is_refused_and_takes_nothing() {
+    let without_time = || call_of(&Team { upstream: Rate::new(1, S), ..Team::example("a") }, 3, Duration::ZERO);
+    let budget = budget(limits(1, 1, 10));
+    let told = async |(call, _waiter): (UpstreamCall, Waiter)| {
+        let error = budget.acquire(&call).await.unwrap_err();
+        assert_eq!(error.reason(), Reason::Deadline, "{error}");
+        error.retry_after().unwrap()
+    };
+    for _ in 0..10 {
+        assert_eq!(told(without_time()).await, S, "there is a token, and none is taken");
+    }
+    let (call, _waiter) = call_of(&Team { upstream: Rate::new(1, S), ..Team::example("a") }, 3, 60 * S);
+    assert!(answered(&budget, &call).await.is_ok(), "neither of the account nor of the team");
+    let waiting: Vec<_> = (0..4).map(|_| spend(&budget, call_of(&Team::example("a"), 3, 60 * S))).collect();
+    tokio::task::yield_now().await;
+    for _ in 0..10 {
+        assert_eq!(told(without_time()).await, 5 * S, "nor does it keep a place");
+    }
+    for call in waiting {
+        call.await.unwrap().unwrap();
+    }
+    attempt(&budget, AttemptOutcome::RateLimited(Some(30 * S), RateLimitHeaders::default())).await.unwrap();
+    assert_eq!(told(without_time()).await, 30 * S);
+}
+
+#[tokio::test(start_paused = true)]
 async fn slow_attempts_count_in_a_wait_estimate() {
     let budget = budget(limits(1000, 1000, 2));
     for _ in 0..3 {

@@ -112,6 +112,12 @@ impl<R> WaitQueue<R> {
         QueuePosition { ticket, ahead: self.count_ahead(waiting_teams, background, ticket) }
     }
 
+    /// How many would be served before a call that arrives now, and that is not queued.
+    pub(super) fn ahead_of_new(&mut self, waiting_teams: &[TeamWaiters], background: bool, now: Instant) -> usize {
+        self.remove_expired(now);
+        self.count_ahead(waiting_teams, background, Ticket::MAX)
+    }
+
     fn new_ticket(&mut self) -> Ticket {
         self.next_ticket += 1;
         self.next_ticket

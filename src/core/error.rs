@@ -264,6 +264,16 @@ impl GatewayError {
         Self::new(Reason::Deadline, message).with_retry_after(wait)
     }
 
+    /// The call has no time left to wait for anything. It would be sent after this `wait` if it had.
+    pub fn without_time(wait: Duration) -> Self {
+        let wait = whole_seconds(wait);
+        let message = format!(
+            "this request may not wait for Twilio, and no answer is stored; come back in {} s and let it wait longer",
+            wait.as_secs()
+        );
+        Self::new(Reason::Deadline, message).with_retry_after(wait)
+    }
+
     /// Adds to the message what this caller can do instead.
     pub fn with_advice(self, advice: &str) -> Self {
         Self { message: self.message + advice, ..self }

@@ -1,5 +1,7 @@
 //! Polls of query jobs through the gateway: how few there are, what the answer is when they fail, and clients that wait.
 
+use std::time::Duration;
+
 use tempfile::TempDir;
 
 use crate::jobs::{ACCEPTED, JOBS, RUNNING, accepts};
@@ -102,7 +104,36 @@ async fn a_wait_for_a_first_poll_that_is_slow_ends_with_what_the_submission_said
     assert!(status.find("location").is_none() && status.find("etag").is_some(), "{status:?}");
     assert!((1..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     let unknown = gateway.ask(&get(&format!("{JOBS}/op_2"), "Prefer: wait=0\r\n")).await;
-    unknown.assert_refused(504, "upstream_timeout");
+    // Twilio is not asked for it.
+    unknown.assert_refused(429, "deadline");
+}
+
+#[tokio::test]
+async fn a_wait_of_no_time_is_answered_with_the_known_status_at_once() {
+    let upstream = Upstream::script(|seen| match seen.number {
+        1 => Plan::with(200, "Retry-After: 1\r\n", RUNNING),
+        _ => Plan::silence(),
+    })
+    .await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let (status, at_once) = (format!("{JOBS}/op_1"), "Prefer: wait=0\r\n");
+    gateway.ask(&get(&status, at_once)).await.assert_refused(429, "deadline");
+    assert_eq!((gateway.ask(&get(&status, "")).await.text().as_str(), upstream.count()), (RUNNING, 1));
+    let mut client = gateway.connect().await;
+    let due = tokio::time::Instant::now() + Duration::from_millis(1500);
+    // Also when the next poll is due, and while it is on its way.
+    while upstream.count() == 1 {
+        let begun = tokio::time::Instant::now();
+        let known = gateway.ask(&get(&status, at_once)).await;
+        assert_eq!((known.status, known.text().as_str()), (200, RUNNING), "{known:?}");
+        if begun > due {
+            client.send(&get(&status, "Prefer: wait=10\r\n")).await;
+            upstream.arrived(2).await;
+        }
+    }
+    let known = gateway.ask(&get(&status, at_once)).await;
+    assert_eq!((known.status, known.text().as_str()), (200, RUNNING), "{known:?}");
+    assert_eq!(upstream.count(), 2);
 }
 
 #[tokio::test]
@@ -199,7 +230,12 @@ async fn only_teams_that_may_use_jobs_are_told_of_them() {
     let teams = [("may", ""), ("may-not", "operations = ['metadata', 'query']")];
     let keys = [("upstream.attempt_timeout", "1s"), NO_RETRY[0]];
     let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &teams, &keys).await;
-    for wish in ["", "Cache-Control: no-store\r\n", "Prefer: wait=0\r\n"] {
+    // With the last of them Twilio is not asked.
+    for (wish, status, reason) in [
+        ("", 504, "upstream_timeout"),
+        ("Cache-Control: no-store\r\n", 504, "upstream_timeout"),
+        ("Prefer: wait=0\r\n", 429, "deadline"),
+    ] {
         let mut clients = Vec::new();
         // The first of them makes the call for both.
         for team in ["may", "may-not", "may"] {
@@ -209,12 +245,12 @@ async fn only_teams_that_may_use_jobs_are_told_of_them() {
         }
         for (mut client, is_told) in clients {
             let late = client.answer().await;
-            late.assert_refused(504, "upstream_timeout");
+            late.assert_refused(status, reason);
             assert_eq!(late.text().contains("respond-async"), is_told, "{wish} {}", late.text());
         }
     }
     // Neither is told of them where no job would help.
     let of = "Prefer: wait=0\r\nAuthorization: Bearer token-of-may\r\n";
     let late = gateway.ask(&get(METADATA, of)).await;
-    assert!(late.status == 504 && !late.text().contains("respond-async"), "{late:?}");
+    assert!(late.status == 429 && !late.text().contains("respond-async"), "{late:?}");
 }

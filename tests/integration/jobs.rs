@@ -372,7 +372,9 @@ async fn a_slow_query_becomes_a_job_if_the_client_prefers_that() {
     let late = gateway.ask(&post(ASK)).await;
     late.assert_refused(504, "upstream_timeout");
     assert!(late.text().contains("Prefer: respond-async"), "{}", late.text());
+    // It does not ask Twilio, and could have a job as well.
     let hurried = gateway.ask(&post_to(QUERY, "Prefer: wait=0\r\n", ASK)).await;
+    hurried.assert_refused(429, "deadline");
     assert!(hurried.text().contains("Prefer: respond-async"), "{}", hurried.text());
 }
 

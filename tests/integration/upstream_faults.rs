@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::jobs::JOBS;
 use crate::support::faults::{HEALED, ends_as_documented, fault};
 use crate::support::upstream::DeadPort;
 use crate::support::*;
@@ -259,10 +260,55 @@ async fn retries_end_with_the_deadline_of_the_request() {
     let gateway = TestConfig::new(upstream.url()).set("upstream.deadline", "500ms").start().await;
     let begun = Instant::now();
     gateway.ask(&post(ASK)).await.assert_refused(504, "upstream_timeout");
-    let hasty = gateway.ask(&post_to(QUERY, "Prefer: wait=0\r\n", ASK)).await;
-    assert!(matches!(hasty.status, 429 | 504), "{hasty:?}");
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(upstream.count() <= 2, "{} tries", upstream.count());
+}
+
+#[tokio::test]
+async fn a_request_without_time_is_served_from_memory_or_refused_and_never_sent() {
+    let upstream = Upstream::start().await;
+    let gateway = gateway(&upstream).await;
+    let at_once = "Prefer: wait=0\r\n";
+    let with = |wish: &str| format!("{at_once}Cache-Control: {wish}\r\n");
+    let requests = [
+        post_to(QUERY, at_once, ASK),
+        post_to(QUERY, &with("no-store"), ASK),
+        post_to(QUERY, &with("no-cache"), ASK),
+        get(METADATA, at_once),
+        get(JOBS, at_once),
+        get(&format!("{JOBS}/op_1"), at_once),
+        get(&format!("{JOBS}/op_1/Results"), at_once),
+        post_to(JOBS, at_once, ASK),
+    ];
+    for request in &requests {
+        let answer = gateway.ask(request).await;
+        answer.assert_refused(429, "deadline");
+        assert_eq!(answer.header("retry-after"), "1", "there is a token at once");
+        assert!(answer.text().contains("may not wait for Twilio"), "{}", answer.text());
+    }
+    assert_eq!(upstream.count(), 0);
+
+    upstream.heal(PAGE);
+    gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    gateway.ask(&post_to(QUERY, at_once, ASK)).await.assert_page(PAGE, "hit");
+    // A new one is demanded, for which there is no time: as with any other refusal, the stored one is the answer.
+    gateway.ask(&post_to(QUERY, &with("no-cache"), ASK)).await.assert_page(PAGE, "stale_error");
+    assert_eq!(upstream.count(), 1);
+
+    // It joins no call either.
+    upstream.set(|_| Plan::silence());
+    let mut patient = gateway.connect().await;
+    patient.send(&get(METADATA, "")).await;
+    upstream.arrived(2).await;
+    gateway.ask(&get(METADATA, at_once)).await.assert_refused(429, "deadline");
+    drop(patient);
+
+    upstream.set(|_| Plan::with(429, "Content-Type: application/json\r\nRetry-After: 60\r\n", "{}"));
+    assert_eq!(gateway.ask(&get(&format!("{METADATA}?n=1"), "Prefer: wait=5\r\n")).await.status, 429);
+    let answer = gateway.ask(&get(&format!("{METADATA}?n=2"), at_once)).await;
+    answer.assert_refused(429, "deadline");
+    let wait: u32 = answer.header("retry-after").parse().unwrap();
+    assert!(wait >= 30, "the account is paused for a minute: {wait}");
 }
 
 #[tokio::test]

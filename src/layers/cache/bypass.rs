@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tower::{Service, ServiceExt};
 
+use super::advice::advised;
 use super::age::rounded_up;
-use super::fetch::advised;
 use super::keep::{cached_as, place};
 use super::layer::{Answered, CacheLayer};
 use super::writes;
@@ -29,19 +29,28 @@ where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Send + 'static,
     S::Future: Send,
 {
+    call_alone(inner, &query, &layer).await.map_err(|error| advised(error, &query))
+}
+
+/// The same, with the error as it came.
+pub(super) async fn call_alone<S>(inner: S, query: &ClientQuery, layer: &Arc<CacheLayer>) -> Answered
+where
+    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Send + 'static,
+    S::Future: Send,
+{
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&query.team, query.directives.urgency);
     let key = KeyParam::new(&query.key().short());
     let begins_a_set =
-        cached_as(query.endpoint.operation, query.key(), &place(&query)).endpoint().cache == CacheClass::Query;
+        cached_as(query.endpoint.operation, query.key(), &place(query)).endpoint().cache == CacheClass::Query;
     let asked = layer.clock.now();
     let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
     let answered = match call.endpoint.operation {
-        Operation::FieldsWrite => writes::send(inner, call.clone(), Arc::clone(&layer)).await,
+        Operation::FieldsWrite => writes::send(inner, call.clone(), Arc::clone(layer)).await,
         _ => inner.oneshot(call.clone()).await,
     };
     layer.learn(&call, &answered, asked);
-    let mut answer = answered.map_err(|error| advised(error, &query))?;
+    let mut answer = answered?;
     let age = layer.initial_age(&answer.headers, asked);
     let made = layer.clock.moment().before(age.unwrap_or_default());
     if answer.status.is_success()

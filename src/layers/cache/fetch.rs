@@ -11,6 +11,8 @@ use http::StatusCode;
 use tower::{Service, ServiceExt};
 use tracing::Instrument;
 
+use super::advice::advised;
+use super::bypass::call_alone;
 use super::fill::Purpose;
 use super::keep::{Asked, cached_as, place};
 use super::layer::{Answered, Caching};
@@ -28,8 +30,7 @@ use crate::request::key::Key;
 use crate::request::query::ClientQuery;
 use crate::semantics::cache_status::{Forward, KeyParam};
 use crate::semantics::request_directives::CacheDirectives;
-use crate::twilio::endpoint::{CacheClass, Operation};
-use crate::twilio::permission::Permission;
+use crate::twilio::endpoint::CacheClass;
 
 impl<S> Caching<S>
 where
@@ -74,6 +75,12 @@ where
             Some(_) => Forward::Request,
         };
         loop {
+            if query.deadline <= self.layer.clock.now() {
+                // It can wait for no flight, of its own or of others. The budget refuses a call without time, and knows
+                // when there would be a token for it.
+                let refused = call_alone(S::clone(&self.inner), &query, &self.layer).await;
+                return self.or_stale(refused, &query);
+            }
             let forced = query.directives.cache.no_cache;
             // Each of these makes a new job, so none is the answer to another.
             let is_alone = forced && query.endpoint.cache == CacheClass::Job;
@@ -243,20 +250,6 @@ where
             lease.finish(finished);
         };
         flight.instrument(span)
-    }
-}
-
-/// The error as this client gets it. A query that took too long could be a job, if the client may submit one: the call
-/// may be shared with teams that may not.
-pub(super) fn advised(error: GatewayError, query: &ClientQuery) -> GatewayError {
-    let could_be_a_job = error.reason() == Reason::UpstreamTimeout
-        && query.endpoint.operation == Operation::Query
-        && query.team.operations.allows(Permission::Jobs);
-    match could_be_a_job {
-        true => {
-            error.with_advice("; ask with `Prefer: respond-async`, or submit it as a query job, and do not wait for it")
-        }
-        false => error,
     }
 }
 

@@ -8,6 +8,7 @@
 //! It knows neither HTTP nor the form in which a client gets a response: bodies are canonical and keys are computed
 //! above it, and `layers::represent` chooses the form. `crate::cache` stores.
 
+mod advice;
 mod age;
 mod bypass;
 mod fetch;

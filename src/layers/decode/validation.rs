@@ -135,7 +135,9 @@ impl Validator {
         let pauses = |failed: &Instant| received.saturating_duration_since(*failed) < Self::PAUSE;
         let is_paused = self.lock().get(&key).is_some_and(pauses);
         let purges = restrictions.purges();
-        let reply = inner.oneshot(Self::metadata_query(query, is_paused)).await;
+        // A request that may not wait would be refused, which says nothing about metadata.
+        let asks_cache = is_paused || query.deadline <= received;
+        let reply = inner.oneshot(Self::metadata_query(query, asks_cache)).await;
         let fits = |reply: &ClientResponse| {
             reply.page.status == StatusCode::OK
                 && reply.outcome != Outcome::StaleError
@@ -151,7 +153,7 @@ impl Validator {
             }
             // Only this team has to wait.
             Err(error) if error.reason() == Reason::TeamRateLimit => None,
-            _ if is_paused => None,
+            _ if asks_cache => None,
             _ => {
                 self.lock().insert(key, received);
                 None
@@ -159,8 +161,8 @@ impl Validator {
         }
     }
 
-    /// A request for metadata of the last minute. During a pause it asks only the cache.
-    fn metadata_query(query: &ClientQuery, is_paused: bool) -> ClientQuery {
+    /// A request for metadata of the last minute, of Twilio or of the cache alone.
+    fn metadata_query(query: &ClientQuery, asks_cache: bool) -> ClientQuery {
         let wanted = of_metadata(&query.directives);
         // Metadata must be younger than a minute, so exactly a minute is too old.
         let max_age = Some(Self::YOUNG - Duration::from_secs(1));
@@ -169,7 +171,7 @@ impl Validator {
             team: Arc::clone(&query.team),
             canonical: Arc::new(CanonicalQuery::of_metadata(&query.team.account)),
             directives: RequestDirectives {
-                cache: CacheDirectives { max_age, only_if_cached: is_paused, ..wanted.cache },
+                cache: CacheDirectives { max_age, only_if_cached: asks_cache, ..wanted.cache },
                 ..wanted
             },
             headers: None,
@@ -250,7 +252,13 @@ mod tests {
 
         /// Whether a query with a misspelt name is refused if this is the answer to the request for metadata.
         async fn refuses(&self, metadata: Result<ClientResponse, GatewayError>) -> bool {
+            self.refuses_within(Duration::from_secs(90), metadata).await
+        }
+
+        /// The same for a query that may take this time.
+        async fn refuses_within(&self, time: Duration, metadata: Result<ClientResponse, GatewayError>) -> bool {
             let query = ClientQuery::example(Operation::Query, "", TYPO);
+            let query = ClientQuery { deadline: query.received + time, ..query };
             assert!(self.validator.must_check(&self.restrictions, &query));
             let inner = service_fn(|asked: ClientQuery| {
                 assert_eq!(
@@ -296,6 +304,16 @@ mod tests {
             assert_eq!(rig.calls(), expected);
             advance(Duration::from_millis(3400)).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_query_that_may_not_wait_fetches_no_metadata_and_keeps_no_other_from_it() {
+        let rig = Rig::new();
+        let fresh = || Ok(response(StatusCode::OK, None, Outcome::Miss));
+        assert!(!rig.refuses_within(Duration::ZERO, fresh()).await);
+        assert_eq!(rig.calls(), 0);
+        assert!(rig.refuses(fresh()).await);
+        assert_eq!(rig.calls(), 1);
     }
 
     #[tokio::test(start_paused = true)]
