@@ -100,7 +100,7 @@ async fn a_wrong_question_gets_an_explanation_and_makes_no_call() {
         ("/explorer/query", r#"{"team":"nobody","query":{}}"#, "the teams are open"),
         ("/explorer/query", r#"{"team":"open","queri":{}}"#, "unknown field"),
         ("/explorer/query", r#"{"team":"open","query":{},"pageToken":"x"}"#, "not both"),
-        ("/explorer/metadata", r#"{"team":"open","query":{}}"#, "by the team alone"),
+        ("/explorer/metadata", r#"{"team":"open","query":{}}"#, "only the team"),
     ] {
         let answer = explore(&gateway, path, body).await;
         assert!(answer.status == 400 && answer.text().contains(part), "{body}: {answer:?}");
