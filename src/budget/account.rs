@@ -107,11 +107,18 @@ impl AccountBudget {
             return Err(GatewayError::abandoned());
         }
         waiters.set_estimated_start(None);
+        let mut is_settled = false;
         let (mut guard, mut granted) = loop {
-            let soon = match self.0.arrive(call, waiting_teams)? {
-                Arrival::Granted(permit) => return Ok(permit),
-                Arrival::Queued(guard, granted) => break (guard, granted),
-                Arrival::Early(soon) => soon,
+            let soon = match self.0.arrive(call, waiting_teams) {
+                Ok(Arrival::Granted(permit)) => return Ok(permit),
+                Ok(Arrival::Queued(guard, granted)) => break (guard, granted),
+                Ok(Arrival::Early(soon)) => soon,
+                Err(refused) => {
+                    // Its place is kept. It is told when to come back once that is known.
+                    let settles_at = self.0.settles_at(call, &refused).filter(|_| !is_settled).ok_or(refused)?;
+                    is_settled = true;
+                    settles_at
+                }
             };
             waiters.set_estimated_start(Some(soon));
             tokio::select! {
@@ -259,6 +266,16 @@ impl Shared {
         drop(locked);
         self.advance();
         Ok(Arrival::Queued(QueueGuard { account: Arc::clone(self), ticket, is_replied: false }, granted))
+    }
+
+    /// Until when this refusal has to wait for what other processes tell of their queues, by which its `Retry-After` is
+    /// right; `None` where it is right now, or where the call has no time for that.
+    fn settles_at(&self, call: &UpstreamCall, refused: &GatewayError) -> Option<Instant> {
+        if !matches!(refused.reason(), Reason::Deadline | Reason::TeamRateLimit) {
+            return None;
+        }
+        let settles_at = self.lock().state.quota.settles_at()?;
+        (self.clock.now() < settles_at && settles_at < useful_until(call)).then_some(settles_at)
     }
 
     /// Serves every call that can be served, refuses those that will be late, and sets the timer for the next.

@@ -233,6 +233,12 @@ pub trait QuotaSource: Debug + Send {
         None
     }
 
+    /// Until when estimates may be too early: many calls have come, and other processes do not know of them yet, or this
+    /// one not of theirs.
+    fn settles_at(&self) -> Option<Instant> {
+        None
+    }
+
     /// When the `n`-th token from now is expected, counted from 1.
     fn nth_at(&self, n: u32, now: Instant) -> Instant;
 

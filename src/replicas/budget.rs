@@ -224,6 +224,10 @@ impl QuotaSource for SharedQuota {
         self.replica().common_circuit()
     }
 
+    fn settles_at(&self) -> Option<Instant> {
+        self.replica().settles_at()
+    }
+
     fn nth_at(&self, n: u32, now: Instant) -> Instant {
         self.replica().nth_at(n, now)
     }

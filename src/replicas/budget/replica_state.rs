@@ -28,6 +28,10 @@ const REFUND_WINDOW: Duration = Duration::from_millis(500);
 /// How often a lowered rate that changes slowly is reported to the store.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Calls that come at once, at several replicas, have been told to all of them after this time: some round trips, and the
+/// time in which busy processes read what has come.
+const SETTLING: Duration = Duration::from_millis(200);
+
 /// Where the tokens come from.
 #[derive(Debug)]
 enum Mode {
@@ -83,6 +87,8 @@ pub(super) struct ReplicaState {
     queue: u32,
     /// The same number, as it was last reported to the store.
     reported_queue: u32,
+    /// Queues, here or elsewhere, have grown so much that estimates are too early until then.
+    settles_at: Option<Instant>,
     /// The teams that wait here, as the store knows it.
     registered: Vec<Turn>,
     held: VecDeque<HeldToken>,
@@ -129,6 +135,7 @@ impl ReplicaState {
             demand: Vec::new(),
             queue: 0,
             reported_queue: 0,
+            settles_at: None,
             registered: Vec::new(),
             held: VecDeque::new(),
             used: VecDeque::new(),
@@ -323,6 +330,7 @@ impl ReplicaState {
         self.last_reply.paid = until(reply.owed);
         self.last_reply.paused_until = until(reply.pause.min(self.longest_pause));
         self.circuit.learn(request, reply, self.longest_open, now);
+        self.queue_changed(self.last_reply.elsewhere, reply.elsewhere, now);
         self.last_reply.elsewhere = reply.elsewhere;
         let mut asked: Vec<Turn> = Vec::with_capacity(request.teams.len());
         for (ask, wait) in request.teams.iter().zip(&reply.teams) {
@@ -359,9 +367,18 @@ impl ReplicaState {
         let ask_at = self.ask_at;
         (self.demand, self.queue) = (demand, queue);
         // Clients are told when to come back by the queues of all replicas.
-        self.has_news |= queue.abs_diff(self.reported_queue) > self.reported_queue / 16 + 2;
+        self.has_news |= self.queue_changed(self.reported_queue, queue, now);
         self.check_demand(now);
         self.has_news || self.ask_at < ask_at
+    }
+
+    /// A queue, here or elsewhere, had `before` calls and has `queue` now. Returns whether that is another length.
+    fn queue_changed(&mut self, before: u32, queue: u32, now: Instant) -> bool {
+        let is_another = queue.abs_diff(before) > before / 16 + 2;
+        if is_another && queue > before {
+            self.settles_at = Some(now + SETTLING);
+        }
+        is_another
     }
 
     pub(super) fn set_limits(&mut self, limits: &Limits, now: Instant) {

@@ -15,6 +15,11 @@ impl ReplicaState {
         self.last_reply.paused_until.map_or(own, |until| until.max(own))
     }
 
+    /// Until when [`nth_at`](Self::nth_at) may be too early.
+    pub(in crate::replicas::budget) fn settles_at(&self) -> Option<Instant> {
+        self.settles_at.filter(|_| self.living > 1 && matches!(self.mode, Mode::Shared))
+    }
+
     /// When the `n`-th token is expected here. Each replica whose queue is as long gets as many tokens meanwhile, and
     /// one with a shorter queue as many as it needs.
     pub(in crate::replicas::budget) fn nth_at(&self, n: u32, now: Instant) -> Instant {
