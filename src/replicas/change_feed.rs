@@ -403,6 +403,11 @@ impl ChangeFeed {
         }
     }
 
+    /// Drops what this replica has under `key`, because the store has a page that was requested later.
+    pub(super) fn outdate_here(&self, key: Key) {
+        self.0.local.outdate(&HashMap::from([(key, self.0.clock.moment())]), self.0.clock);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic leaves at most a purge that waits in both places, which is then published twice.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -23,15 +23,15 @@ const REMOVED_AT_ONCE: usize = 16;
 /// count, and a key of another type is replaced.
 ///
 /// Keys: the page. Arguments: the stamp, the last stamp that is not from the future, the value, milliseconds to live,
-/// and from and until when it is due on the server's own clock, in microseconds. Returns 1 if there was an older value
-/// and 0 if not. Returns the server's time with a minus sign if it is not due: its caller has given up, and what it did
-/// then would otherwise be undone.
+/// and from and until when it is due on the server's own clock, in microseconds. Returns 0 if there was no value, 1 if
+/// there was an older one, and 2 if there is a later one. Returns the server's time with a minus sign if it is not due:
+/// its caller has given up, and what it did then would otherwise be undone.
 const PUT: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 if now < tonumber(ARGV[5]) or now > tonumber(ARGV[6]) then return -now end
 local there = redis.pcall('GETRANGE', KEYS[1], 0, 15)
-if type(there) == 'string' and there > ARGV[1] and there <= ARGV[2] then return 0 end
+if type(there) == 'string' and there > ARGV[1] and there <= ARGV[2] then return 2 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
 return there == '' and 0 or 1
 ";
@@ -44,6 +44,16 @@ local there = redis.pcall('GETRANGE', KEYS[1], 0, 15)
 if type(there) == 'string' and there > ARGV[1] and there <= ARGV[2] then return 0 end
 return redis.call('DEL', KEYS[1])
 ";
+
+/// What the store had where a value was to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    /// It was requested earlier, and is replaced.
+    Older,
+    /// It was requested later, and stays.
+    Later,
+}
 
 /// Writes and removes pages, and remembers the removals that failed. Clones share these.
 #[derive(Debug, Clone)]
@@ -93,13 +103,16 @@ impl PageStore {
     async fn put(&self, page: PendingPage, announce: Announce) -> Option<()> {
         let PendingPage { account, key, stored, asked, .. } = page;
         let (result_set, next) = (stored.result_set, stored.next);
-        let replaced = self.write(&account, key, PageValue::Page(stored), asked).await?;
+        let there = self.write(&account, key, PageValue::Page(stored), asked).await?;
+        if there == Found::Later {
+            self.feed.outdate_here(key);
+        }
         if let (Some(result_set), Some(next)) = (result_set, next)
             && self.write(&account, next, PageValue::Place(result_set), asked).await.is_none()
         {
             self.postpone(&account, [next], asked, Announce::Never);
         }
-        self.announce(&key, self.store.time_of(asked)?, announce, replaced).await;
+        self.announce(&key, self.store.time_of(asked)?, announce, there == Found::Older).await;
         Some(())
     }
 
@@ -109,8 +122,8 @@ impl PageStore {
         }
     }
 
-    /// Writes one value. Returns whether it replaced one; `None` if it is not written.
-    async fn write(&self, account: &Arc<Account>, key: Key, value: PageValue, asked: Moment) -> Option<bool> {
+    /// Writes one value, unless there is a later one. Returns what was there; `None` if the store did not take it.
+    async fn write(&self, account: &Arc<Account>, key: Key, value: PageValue, asked: Moment) -> Option<Found> {
         let generation = self.feed.generation()?;
         let stamp = self.store.time_of(asked)?;
         // The earlier of two readings, so that no page seems younger than it is.
@@ -142,7 +155,12 @@ impl PageStore {
             }
         };
         let replied = clock::run_in_time(server, patience, clock::negative, put).await;
-        replied.ok().filter(|replaced| *replaced >= 0).map(|replaced| replaced == 1)
+        match replied.ok()? {
+            0 => Some(Found::Nothing),
+            1 => Some(Found::Older),
+            2 => Some(Found::Later),
+            _ => None,
+        }
     }
 
     /// The last stamp that a replica can have written until now, even if the shared clock was just set forward.

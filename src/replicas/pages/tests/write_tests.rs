@@ -45,6 +45,7 @@ async fn of_two_pages_the_one_requested_later_stays() {
     let slow = StoredResponse { representation: one.response("slow").representation, ..one.response("a") };
     one.keep_of(slow, Kind::Any, asked);
     one.written().await;
+    assert_eq!(one.body("a").await, Some(example_body("a")), "also where the other one was made");
     let third = Replica::start(&server).await;
     assert_eq!(third.body("a").await, Some(example_body("a")));
 }
