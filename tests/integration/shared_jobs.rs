@@ -159,7 +159,9 @@ async fn a_job_that_one_replica_knows_to_be_lost_is_shared_by_none() {
         })
         .await;
         let gateways = replicas(&upstream, &vec![server.url(); 2], &[]).await;
-        let submit = async || gateways[0].ask(&post_to(JOBS, "", ASK)).await.json()["operationId"].clone();
+        let submit_at =
+            async |replica: usize| gateways[replica].ask(&post_to(JOBS, "", ASK)).await.json()["operationId"].clone();
+        let submit = async || submit_at(0).await;
         let first = format!("{case}_1");
         assert_eq!([submit().await, submit().await], [&*first, &first], "{case}");
         let learn = match case {
@@ -169,6 +171,7 @@ async fn a_job_that_one_replica_knows_to_be_lost_is_shared_by_none() {
         };
         gateways[1].ask(&get(&learn, "")).await;
         let second = format!("{case}_2");
+        assert_eq!(submit_at(1).await, *second, "{case}: not even once by the one that knows");
         poll("the second job", || async { (submit().await == *second).then_some(()) }).await;
         assert_eq!(submit().await, *second, "{case}");
         for gateway in gateways {

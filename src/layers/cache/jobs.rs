@@ -59,11 +59,19 @@ impl CacheLayer {
         path: &str,
     ) -> Option<Arc<Entry>> {
         let entry = self.store.page(key)?;
-        let is_current = endpoint.cache != CacheClass::Results || {
-            let Some(id) = endpoint.id(path) else { return Some(entry) };
-            !self.is_contradicted(account, id, &entry)
+        let is_current = match endpoint.cache {
+            CacheClass::Job => !self.made_a_lost_job(account, &entry),
+            CacheClass::Results => endpoint.id(path).is_none_or(|id| !self.is_contradicted(account, id, &entry)),
+            _ => true,
         };
         is_current.then_some(entry)
+    }
+
+    /// Whether the job of this answer to a submission is known to be lost. A replica may learn that without knowing of the
+    /// submission, and then finds the answer to it in the store.
+    fn made_a_lost_job(&self, account: &Account, submission: &Entry) -> bool {
+        let job = Job::read(&submission.stored.representation.body).and_then(|job| job.id);
+        job.is_some_and(|id| self.known(&Key::of_job(account, &id)).lost.is_some())
     }
 
     /// Whether the job `id` has ended, or its results have expired, since these `results` were asked for.
