@@ -12,7 +12,7 @@ use crate::core::clock::{Instant, Reading};
 use crate::health::{
     self, AccountInput, Check, CredentialState, DiskState, Health, Inputs, State, StoreState, TeamInput,
 };
-use crate::replicas::{SharedStore, StoreView};
+use crate::replicas::{SharedStore, StoreUse, StoreView};
 use crate::stack::{AccountState, SharedState};
 
 /// The gateway's health now. `draining` is the time since which it has been draining, if it has.
@@ -44,10 +44,12 @@ fn disk(shared: &SharedState, reading: Reading) -> DiskState {
 
 /// The state of the store that replicas share.
 fn store(store: &SharedStore) -> StoreState {
-    match store.view() {
-        StoreView { cause: None, .. } => StoreState::Reached,
-        StoreView { cause: Some(cause), is_reached: false, since, .. } => StoreState::Alone { since, cause },
-        StoreView { cause: Some(cause), is_reached: true, since, .. } => StoreState::Unread { since, cause },
+    let StoreView { usage, since, cause, .. } = store.view();
+    let cause = cause.unwrap_or_default();
+    match usage {
+        StoreUse::All => StoreState::Used,
+        StoreUse::Part => StoreState::UsedInPart { since, cause },
+        StoreUse::None => StoreState::Alone { since, cause },
     }
 }
 

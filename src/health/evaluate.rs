@@ -32,15 +32,15 @@ fn ok(kind: &'static str, subject: Option<&str>) -> Check {
 
 fn shared(state: &StoreState) -> Check {
     let (since, cause, detail, runbook) = match state {
-        StoreState::Reached => return ok("shared", None),
+        StoreState::Used => return ok("shared", None),
         StoreState::Alone { since, cause } => {
-            let detail = "the shared store is not reached, and this replica goes on alone with its part of the rate; \
-                          repair the store or the way to it";
+            let detail = "the shared store is not reached or grants no tokens, and this replica goes on alone with its \
+                          part of the rate; repair the store or the way to it";
             (since, cause, detail, "insightsgatewaysharedstoredown")
         }
-        StoreState::Unread { since, cause } => {
-            let detail = "the shared store is reached, but what other replicas changed cannot be read there, so this \
-                          replica shares no pages and learns of no purges; the cause says what to repair";
+        StoreState::UsedInPart { since, cause } => {
+            let detail = "the shared store is reached, but some of its operations fail, so this replica shares less \
+                          and may not learn of purges; the cause says what to repair";
             (since, cause, detail, "insightsgatewaysharedstorefailing")
         }
     };

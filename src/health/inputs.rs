@@ -40,13 +40,13 @@ pub enum DiskState {
     },
 }
 
-/// Whether the store is reached that replicas share.
+/// How much is used of the store that replicas share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreState {
-    /// It is reached.
-    Reached,
-    /// It is reached, and what other replicas changed cannot be read.
-    Unread {
+    /// All of it.
+    Used,
+    /// It is reached, but some of what replicas do there fails.
+    UsedInPart {
         /// Since when.
         since: SystemTime,
         /// Why.

@@ -40,7 +40,7 @@ use tokio::time::sleep_until;
 
 use self::ledger::{Ledger, StoreLedger};
 use self::replica_state::ReplicaState;
-use super::SharedStore;
+use super::{SharedStore, StoreError};
 use crate::accounts::{Account, Team};
 use crate::budget::{CommonCircuit, CommonTokens, Demand, Grant, Limits, Parts, QuotaSource, QuotaStatus, Turn};
 use crate::core::clock::{Clock, Instant};
@@ -98,6 +98,8 @@ async fn ask(
     clock: Clock,
 ) {
     let mut is_up = ledger.watch_up();
+    // Why the store has not answered last.
+    let mut failed = StoreError::Down;
     loop {
         let request = {
             let Some(replica) = replica.upgrade() else { return };
@@ -106,6 +108,10 @@ async fn ask(
             if replica.set_up(*is_up.borrow_and_update(), clock.now()) {
                 changes.notify_one();
             }
+            if !*is_up.borrow() {
+                failed = StoreError::Down;
+            }
+            ledger.set_standalone(replica.is_standalone().then_some(&failed));
             replica.next_request(clock.now(), |kind, name| ledger.pseudonym(kind, name))
         };
         let Some(request) = request else {
@@ -132,6 +138,8 @@ async fn ask(
                     reply = &mut asking => break reply,
                     () = give_up => {
                         if replica.upgrade().is_some_and(|replica| lock(&replica).give_up(clock.now())) {
+                            failed = StoreError::Timeout;
+                            ledger.set_standalone(Some(&failed));
                             changes.notify_one();
                         }
                     }
@@ -144,7 +152,10 @@ async fn ask(
         let mut replica = lock(&replica);
         match reply {
             Ok(reply) => replica.answered(&request, &reply, clock.now()),
-            Err(_) => replica.failed(clock.now()),
+            Err(error) => {
+                failed = error;
+                replica.failed(clock.now());
+            }
         }
         changes.notify_one();
     }

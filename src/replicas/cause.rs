@@ -14,6 +14,10 @@ pub(super) const NOT_A_STORE: &str = "what answers at this address is not a Redi
 /// Nothing was answered.
 pub(super) const NO_ANSWER: &str = "the store did not answer in time";
 
+/// A script was refused because of one of its commands. `SharedStore::explain` finds out
+/// which.
+pub(super) const UNNAMED_RIGHT: &str = "the user lacks the right to run a command that scripts need: NOPERM";
+
 /// Error codes of servers, and what they mean.
 const CODES: [(&str, &str); 16] = [
     ("WRONGPASS", "the store refuses the user name or password"),
@@ -60,6 +64,15 @@ pub(super) fn of(error: &RedisError) -> String {
 fn known(text: &str) -> Option<String> {
     if let Some(command) = refused_command(text) {
         return Some(format!("the user may not run {command}: NOPERM"));
+    }
+    // How servers tell a script that it may not run a command. They do not name it.
+    let is_right = text.contains("The user executing the script can't run") || text.contains("ACL failure in script");
+    if is_right && !text.contains(" key") {
+        return Some(UNNAMED_RIGHT.to_owned());
+    }
+    if text.contains("unauthenticated multibulk length") || text.contains("unauthenticated bulk length") {
+        // Servers say so of a long command, before they look at who sends it.
+        return Some("the store requires a password: NOAUTH".to_owned());
     }
     if text.contains("authentication failed") {
         // The library does not tell the server's answer.
@@ -144,6 +157,8 @@ mod tests {
             ("NOPERM this user has no permissions to access one of the keys", "begin with shared.prefix: NOPERM"),
             (&script, "the store refuses writes, because it is a copy of another server: READONLY"),
             (&old_script, "the store is out of memory: OOM"),
+            ("ERR Protocol error: unauthenticated multibulk length", "the store requires a password: NOAUTH"),
+            ("ERR The user executing the script can't run this command or subcommand script: abc", UNNAMED_RIGHT),
             ("LOADING Redis is loading the dataset in memory", "the store is loading its data: LOADING"),
             ("ERR DB index is out of range", "the store answers: ERR DB index is out of range"),
         ] {

@@ -38,7 +38,7 @@ use self::reader::{ChangeBatch, FeedReader};
 pub(super) use self::scripts::LONGEST;
 use super::accounts::{AccountId, KnownAccounts};
 use super::purge_log::{self, Millis, PurgeLog, PurgeTarget};
-use super::{SharedStore, StoreError, StoreTime};
+use super::{Part, SharedStore, StoreError, StoreTime, retry_pause};
 use crate::accounts::Account;
 use crate::cache::job_notes::NoteSubject;
 use crate::cache::stored::StoredResponse;
@@ -236,6 +236,9 @@ impl ChangeFeed {
         let mut is_up = self.0.store.watch_up();
         let due = async {
             if *is_up.borrow_and_update() {
+                if failing_since.is_some() {
+                    return tokio::time::sleep(retry_pause::random()).await;
+                }
                 tokio::select! {
                     () = tokio::time::sleep(POLL_INTERVAL) => {}
                     () = self.0.wake.notified() => {}
@@ -256,13 +259,13 @@ impl ChangeFeed {
         match self.catch_up(reader).await {
             Ok(()) => {
                 *failing_since = None;
-                self.0.store.set_fault(None);
+                self.0.store.set_fault(Part::Changes, None);
             }
             Err(StoreError::Down) => *failing_since = None,
             Err(error) => {
                 let now = self.0.clock.moment();
                 if now.since(*failing_since.get_or_insert(now)) >= OVERDUE {
-                    self.0.store.set_fault(Some(&error));
+                    self.0.store.set_fault(Part::Changes, Some(&error));
                 }
             }
         }

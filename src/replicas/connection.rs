@@ -3,11 +3,13 @@
 //! The client library speaks the protocol. A connection carries many operations at once, so no operation waits for a
 //! free connection. A connection that broke is not repaired: [`super::SharedStore`] opens another.
 
+mod nodes;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -18,12 +20,14 @@ use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisError,
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisError,
     RedisResult, TlsCertificates, TlsMode, Value,
 };
 use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, Semaphore};
 
+use self::nodes::Nodes;
+pub(crate) use self::nodes::{NodeId, neighbour};
 use super::cause;
 use crate::config::{HostPort, Servers, Shared};
 
@@ -47,10 +51,13 @@ pub(crate) enum Connection {
     /// To one server.
     Single(MultiplexedConnection),
     /// To the nodes of a cluster. Each operation goes to the node that has its key.
-    Cluster(ClusterConnection),
+    Cluster(ClusterConnection, Arc<Nodes>),
     /// To a store that a test simulates.
     #[cfg(test)]
-    Scripted(std::sync::Arc<Script>),
+    Scripted(Arc<Script>),
+    /// The same with several nodes.
+    #[cfg(test)]
+    ScriptedCluster(Arc<Script>),
 }
 
 /// Answers a command.
@@ -74,9 +81,19 @@ impl Connection {
     pub(crate) async fn run(&mut self, command: &Cmd) -> RedisResult<Value> {
         match self {
             Self::Single(connection) => connection.req_packed_command(command).await,
-            Self::Cluster(connection) => connection.req_packed_command(command).await,
+            Self::Cluster(connection, _) => connection.req_packed_command(command).await,
             #[cfg(test)]
-            Self::Scripted(script) => script(command).await,
+            Self::Scripted(script) | Self::ScriptedCluster(script) => script(command).await,
+        }
+    }
+
+    /// The node that has `key`.
+    pub(crate) fn node(&self, key: &[u8]) -> NodeId {
+        match self {
+            Self::Cluster(_, nodes) => nodes.of(key),
+            #[cfg(test)]
+            Self::ScriptedCluster(_) => Nodes::default().of(key),
+            _ => NodeId::SINGLE,
         }
     }
 }
@@ -145,7 +162,9 @@ async fn open(settings: &Shared, timeout: Duration) -> Result<Connection, Connec
             select_ok(asked).await?.0
         }
         Servers::Cluster(hosts) => {
-            return Ok(Connection::Cluster(cluster(settings, hosts, certificates, timeout).await?));
+            let mut connection = cluster(settings, hosts, certificates, timeout).await?;
+            let nodes = slots(&mut connection).await.unwrap_or_default();
+            return Ok(Connection::Cluster(connection, Arc::new(nodes)));
         }
     };
     Ok(Connection::Single(client.get_multiplexed_async_connection_with_config(&config).await?))
@@ -211,6 +230,30 @@ async fn cluster(
         builder = builder.certs(certificates);
     }
     builder.build()?.get_async_connection().await
+}
+
+/// The slots of each node, from whichever node answers.
+async fn slots(connection: &mut ClusterConnection) -> Option<Nodes> {
+    const ATTEMPTS: usize = 3;
+    let mut command = redis::cmd("CLUSTER");
+    command.arg("SLOTS");
+    for _ in 0..ATTEMPTS {
+        if let Ok(slots) = connection.req_packed_command(&command).await {
+            return Nodes::read(slots);
+        }
+    }
+    None
+}
+
+/// The key of a command: of a script its first one. `None` if it has none.
+pub(crate) fn key(command: &Cmd) -> Option<&[u8]> {
+    let mut words = command.args_iter();
+    let first = words.next()?;
+    let at = if matches!(first, Arg::Simple(name) if name == b"EVAL") { 2 } else { 0 };
+    match words.nth(at)? {
+        Arg::Simple(key) => Some(key),
+        _ => None,
+    }
 }
 
 fn address(settings: &Shared, HostPort { host, port }: &HostPort) -> ConnectionAddr {

@@ -3,7 +3,7 @@
 /// Why an operation has no result. All causes mean the same to the caller: continue without the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// The store is not reached now; nothing was sent.
+    /// The store, or the part of it that is needed, is not used now; nothing was sent.
     #[error("the shared store is not reached")]
     Down,
     /// No answer in time. The store may have done what was asked.

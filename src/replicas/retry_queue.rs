@@ -13,6 +13,9 @@ pub(super) const CAPACITY: usize = 1024;
 /// The longest pause between two attempts of one operation, while the store is reached.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// The pause while the store, or a part of it, is not used.
+const UNUSED_PAUSE: Duration = Duration::from_secs(1);
+
 /// Operations that are tried again, up to a number. Clones count together.
 #[derive(Debug, Clone)]
 pub(super) struct RetryQueue {
@@ -40,10 +43,12 @@ impl RetryQueue {
                 tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 // It cannot fail: `store` has the sender.
                 let _ = is_up.wait_for(|is_up| *is_up).await;
-                if operation().await.is_ok() {
-                    return;
-                }
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = match operation().await {
+                    Ok(()) => return,
+                    // Nothing was sent. It is known when this part of the store works again.
+                    Err(StoreError::Down) => UNUSED_PAUSE,
+                    Err(_) => (pause * 2).min(LONGEST_PAUSE),
+                };
             }
         };
         tokio::spawn(async move {

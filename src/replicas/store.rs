@@ -5,26 +5,37 @@
 //! that refuses its heartbeats is not used either. And no restart is needed: the gateway connects again when the store
 //! answers.
 //!
+//! What fails alone, such as one node of a cluster or one kind of operation, is not used either ([`faults`]), until a
+//! trial works ([`trial`]).
+//!
 //! Long values are an exception. They have more time, and a second connection, where they delay no other operation. If
 //! they fail, the store has not failed.
 
+mod episode;
+mod faults;
 mod heartbeat;
+mod link;
 #[cfg(test)]
 mod tests;
+mod trial;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, Value};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
 use secrecy::SecretString;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::error::Elapsed;
 
+use self::faults::FAILURES;
+pub(crate) use self::faults::Part;
+use self::link::Link;
+pub use self::link::{StoreUse, StoreView};
 use super::cause;
-use super::clock::{Reading, StoreClock, StoreTime};
-use super::connection::{Connection, SecondConnection};
+use super::clock::{Reading, StoreTime};
+use super::connection::{self, SecondConnection};
 use super::error::{SkipReason, StoreError};
 use super::key_names::KeyNames;
 use super::seal::Sealer;
@@ -32,10 +43,8 @@ use crate::config::Shared;
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::{Metrics, NoLabels, ReasonLabels, SharedLabels, SharedOperationLabels, StaticLabel};
 
-/// After this many operations without an answer, or refused heartbeats, in a row no operation waits for the store.
-const FAILURES: u32 = 3;
-/// A replica that starts logs that the store is away when it has been away for so long: both may start at once.
-const GRACE: Duration = Duration::from_secs(2);
+/// The key of the replicas that live. It shares a hash slot with the clock.
+const REPLICAS: &str = "{changes}:replicas";
 /// A longer value is large: it is sent over the second connection.
 pub(super) const LARGE: usize = 1024 * 1024;
 /// The longest body of a response that is shared, as it came from upstream.
@@ -47,24 +56,11 @@ enum Fault {
     None,
     /// The store refused the operation.
     Refusal,
+    /// No node of the cluster serves the key.
+    Unserved,
     NoAnswer,
     /// The connection can no longer be used.
     Broken,
-}
-
-/// The state of the store as the admin plane shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoreView {
-    /// Whether it is reached.
-    pub is_reached: bool,
-    /// Why it is not reached, or why what other replicas changed cannot be read; `None` if nothing is wrong.
-    pub cause: Option<String>,
-    /// Since when it has been in this state.
-    pub since: SystemTime,
-    /// Replicas that live, this one included; 1 while the store is not reached.
-    pub replicas: u32,
-    /// Replicas that are configured.
-    pub configured: u32,
 }
 
 /// The store that replicas share. Clones share one connection.
@@ -85,9 +81,13 @@ struct Inner {
     clock: Clock,
     /// This replica among all, at random.
     id: String,
+    /// A key of the heartbeats.
+    home: String,
     link: Mutex<Link>,
     second: SecondConnection,
     failures: AtomicU32,
+    /// A part of the store has to be tried.
+    to_try: Arc<Notify>,
     is_up: watch::Sender<bool>,
     /// How often the store has been reached.
     episodes: AtomicU64,
@@ -111,38 +111,18 @@ impl Access {
     }
 }
 
-struct Link {
-    connection: Option<Connection>,
-    since: Instant,
-    /// Why there is no connection.
-    cause: String,
-    /// From then on a failed attempt to reach the store is logged as the beginning of an episode. `None` if that is
-    /// logged, and while the store is reached.
-    logged_from: Option<Instant>,
-    /// What does not work although there is one.
-    fault: Option<String>,
-    /// The clock that all replicas share.
-    clock: StoreClock,
-}
-
 impl SharedStore {
     fn new(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let (names, access) = (KeyNames::new(&settings.prefix), ArcSwap::from_pointee(Access::of(&settings)));
-        let since = clock.now();
-        let link = Link {
-            connection: None,
-            since,
-            cause: "not reached yet".to_owned(),
-            logged_from: Some(since + GRACE),
-            fault: None,
-            clock: StoreClock::default(),
-        };
+        let link = Link::new(clock.now());
+        let home = names.of_deployment(REPLICAS);
         metrics.shared_up.get_or_create(&NoLabels {}).set(0);
         metrics.replicas.get_or_create(&NoLabels {}).set(1);
         Self(Arc::new(Inner {
             replicas: AtomicU32::new(1),
             has_left: AtomicBool::new(false),
             id: format!("{:032x}", fastrand::u128(..)),
+            home,
             settings,
             access,
             names,
@@ -151,6 +131,7 @@ impl SharedStore {
             link: Mutex::new(link),
             second: SecondConnection::default(),
             failures: AtomicU32::new(0),
+            to_try: Arc::default(),
             is_up: watch::Sender::new(false),
             episodes: AtomicU64::new(0),
         }))
@@ -235,62 +216,59 @@ impl SharedStore {
         self.0.replicas.load(Ordering::Relaxed).max(1)
     }
 
-    /// A view of the state now.
-    pub fn view(&self) -> StoreView {
-        let link = self.link();
-        let is_reached = link.connection.is_some();
-        StoreView {
-            is_reached,
-            cause: if is_reached { link.fault.clone() } else { Some(link.cause.clone()) },
-            since: self.0.clock.wall(link.since),
-            replicas: if is_reached { self.replicas() } else { 1 },
-            configured: self.0.settings.replicas,
-        }
-    }
-
-    /// Records why the changes of other replicas cannot be read although the store is reached; `None` if they can. Each
-    /// change of this is logged.
-    pub(crate) fn set_fault(&self, fault: Option<&StoreError>) {
-        let mut link = self.link();
-        if link.connection.is_none() || link.fault.is_some() == fault.is_some() {
-            return;
-        }
-        link.since = self.0.clock.now();
-        link.fault = fault.map(ToString::to_string);
-        drop(link);
-        match fault {
-            Some(cause) => {
-                tracing::warn!(%cause, "changes of other replicas cannot be read: pages and purges are not shared")
-            }
-            None => tracing::info!("changes of other replicas can be read again: pages and purges are shared"),
-        }
-    }
-
     /// Runs one command, and waits no longer than `shared.timeout` for its reply. `operation` is the label in the
     /// metrics. An empty reply counts as a miss there.
     ///
     /// # Errors
     ///
-    /// At once if the store is not reached; else if it does not answer in time, refuses, or answers something of
-    /// another type.
+    /// At once if the store is not reached, or while this operation or the node with its key is known to fail; else if
+    /// it does not answer in time, refuses, or answers something of another type.
     pub(crate) async fn run<T: FromRedisValue>(&self, operation: &'static str, command: &Cmd) -> Result<T, StoreError> {
+        let place = self.place(operation, command)?;
+        let (fault, value) = self.send(operation, command).await;
+        self.note(place, operation, fault, &value);
+        value
+    }
+
+    /// As [`run`](Self::run), also while it is known to fail: for callers that wait between their attempts.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub(super) async fn run_always<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        command: &Cmd,
+    ) -> Result<T, StoreError> {
+        self.send(operation, command).await.1
+    }
+
+    async fn send<T: FromRedisValue>(&self, operation: &'static str, command: &Cmd) -> (Fault, Result<T, StoreError>) {
         let (connection, episode) = (self.link().connection.clone(), self.episode());
-        let Some(mut connection) = connection else { return Err(StoreError::Down) };
+        let Some(mut connection) = connection else { return (Fault::NoAnswer, Err(StoreError::Down)) };
         let begun = self.0.clock.now();
         let replied = tokio::time::timeout(self.0.settings.timeout, connection.run(command)).await;
         let (fault, value) = self.judge(operation, begun, replied);
-        match &value {
-            Ok(_) => self.0.failures.store(0, Ordering::Relaxed),
+        let other = connection::key(command)
+            .map(|key| (connection.node(key), key))
+            .filter(|(node, _)| *node != connection.node(self.0.home.as_bytes()));
+        match (&value, other) {
+            (Ok(_), None) => self.0.failures.store(0, Ordering::Relaxed),
+            (Ok(_), Some((node, _))) => self.heard(node),
+            (Err(_), None) if matches!(fault, Fault::Refusal | Fault::Unserved) => {}
+            (Err(_), Some((node, _))) if fault == Fault::Refusal => self.heard(node),
             // A failure of an earlier connection does not mean that this one has failed.
-            Err(_) if fault == Fault::Refusal || self.episode() != episode => {}
-            Err(error) => {
+            _ if self.episode() != episode => {}
+            (Err(error), Some((node, key))) => self.not_heard(node, key, error),
+            // Without the node that has the heartbeats, nothing can be shared.
+            (Err(error), None) => {
                 let failures = self.0.failures.fetch_add(1, Ordering::Relaxed) + 1;
                 if fault == Fault::Broken || failures >= FAILURES {
                     self.lost(error, fault);
                 }
             }
         }
-        value
+        (fault, value)
     }
 
     /// As [`run`](Self::run), for a command or a reply that may be large. It takes
@@ -305,6 +283,7 @@ impl SharedStore {
         operation: &'static str,
         command: &Cmd,
     ) -> Result<T, StoreError> {
+        let place = self.place(operation, command)?;
         let (episode, mut is_up) = (self.episode().ok_or(StoreError::Down)?, self.watch_up());
         let begun = self.0.clock.now();
         let patience = self.large_patience();
@@ -320,6 +299,7 @@ impl SharedStore {
         if value.is_err() && fault != Fault::Refusal {
             self.0.second.close();
         }
+        self.note(place, operation, fault, &value);
         value
     }
 
@@ -343,55 +323,6 @@ impl SharedStore {
         let access = self.0.access.load();
         let (username, password) = (access.username.clone(), access.password.clone());
         Shared { username, password, ..self.0.settings.clone() }
-    }
-
-    /// The store is no longer reached. It is logged once an episode: now, unless a connection broke. Why it did so is
-    /// known when the store has been tried again.
-    fn lost(&self, cause: &StoreError, fault: Fault) {
-        let mut link = self.link();
-        if link.connection.take().is_none() {
-            return;
-        }
-        let (now, cause) = (self.0.clock.now(), cause.to_string());
-        link.since = now;
-        link.fault = None;
-        link.logged_from = (fault == Fault::Broken).then_some(now);
-        link.cause.clone_from(&cause);
-        drop(link);
-        self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(0);
-        self.0.metrics.replicas.get_or_create(&NoLabels {}).set(1);
-        self.0.is_up.send_replace(false);
-        if fault != Fault::Broken {
-            log_lost(&cause);
-        }
-    }
-
-    /// An attempt to reach the store failed.
-    fn not_reached(&self, cause: String) {
-        let mut link = self.link();
-        if link.logged_from.is_some_and(|from| from <= self.0.clock.now()) {
-            link.logged_from = None;
-            log_lost(&cause);
-        }
-        link.cause = cause;
-    }
-
-    /// The store is reached over this connection.
-    fn reached(&self, connection: Connection) {
-        let mut link = self.link();
-        let now = self.0.clock.now();
-        let away_ms = now.saturating_duration_since(link.since).as_millis();
-        link.connection = Some(connection);
-        link.since = now;
-        let is_first = self.0.episodes.fetch_add(1, Ordering::SeqCst) == 0;
-        if link.logged_from.take().is_some() && !is_first {
-            log_lost(&link.cause);
-        }
-        drop(link);
-        self.0.failures.store(0, Ordering::Relaxed);
-        self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(1);
-        tracing::info!(away_ms, replicas = self.replicas(), "the shared store is reached");
-        self.0.is_up.send_replace(true);
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
@@ -439,11 +370,6 @@ impl SharedStore {
     }
 }
 
-/// The line that begins an episode.
-fn log_lost(cause: &str) {
-    tracing::warn!(cause, "the shared store is not reached: this replica goes on alone");
-}
-
 /// Reads a reply: its label in the metrics, what it says of the connection, and the value.
 fn read<T: FromRedisValue>(
     replied: Result<RedisResult<Value>, Elapsed>,
@@ -453,11 +379,14 @@ fn read<T: FromRedisValue>(
     // one damaged value does not end all sharing.
     match replied {
         Err(_) => ("timeout", Fault::NoAnswer, Err(StoreError::Timeout)),
-        Ok(Ok(Value::ServerError(error))) => failed(Fault::Refusal, cause::of(&error.into())),
+        Ok(Ok(Value::ServerError(error))) => {
+            let error = RedisError::from(error);
+            failed(refusal(error.kind()), cause::of(&error))
+        }
         Ok(Err(error)) => {
             let fault = match error.kind() {
                 _ if error.is_unrecoverable_error() => Fault::Broken,
-                ErrorKind::Server(_) | ErrorKind::Extension => Fault::Refusal,
+                kind @ (ErrorKind::Server(_) | ErrorKind::Extension) => refusal(kind),
                 _ => Fault::NoAnswer,
             };
             failed(fault, cause::of(&error))
@@ -469,5 +398,14 @@ fn read<T: FromRedisValue>(
                 Err(_) => failed(Fault::NoAnswer, cause::NOT_A_STORE.to_owned()),
             }
         }
+    }
+}
+
+/// What a server means that answers with an error.
+fn refusal(kind: ErrorKind) -> Fault {
+    use ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain};
+    match kind {
+        ErrorKind::Server(Ask | ClusterDown | Moved | TryAgain) => Fault::Unserved,
+        _ => Fault::Refusal,
     }
 }

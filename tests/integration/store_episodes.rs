@@ -148,3 +148,18 @@ async fn a_store_that_refuses_writes_says_why() {
     server.ask::<String>(&["CONFIG", "SET", "maxmemory", "0"]);
     shares_after(&mut gateway, 2, 3).await;
 }
+
+#[tokio::test]
+async fn a_store_that_refuses_only_the_budget_leaves_the_gateway_alone() {
+    let Some(server) = Server::start().await else { return };
+    set_user(&server, "first");
+    let mut gateway = start(&server.url(), &LOGIN).await;
+    shares_after(&mut gateway, 0, 1).await;
+    // Without the keys of accounts.
+    let keys = ["resetkeys", "~*{changes}*", "~*:page:*", "~*:flight*", "~*:grant:*"];
+    server.ask::<String>(&[&["ACL", "SETUSER", "gateway"], keys.as_slice()].concat());
+    let cause = "the user lacks a right, or may not use keys that begin with shared.prefix: NOPERM";
+    is_alone_because(&mut gateway, cause).await;
+    server.ask::<String>(&["ACL", "SETUSER", "gateway", "allkeys"]);
+    shares_after(&mut gateway, 1, 2).await;
+}

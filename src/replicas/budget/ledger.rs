@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::accounts::Account;
 use crate::budget::{LEAST_QUERIES, PROBE};
-use crate::replicas::{SharedStore, StoreError};
+use crate::replicas::{Part, SharedStore, StoreError};
 
 /// The script that decides.
 pub(super) const SCRIPT: &str = include_str!("../budget.lua");
@@ -148,6 +148,8 @@ pub(super) trait Ledger: Send + Sync + 'static {
     fn ask(&self, request: &LedgerRequest) -> impl Future<Output = Result<LedgerReply, StoreError>> + Send;
     /// Tells whether it can be asked.
     fn watch_up(&self) -> watch::Receiver<bool>;
+    /// This replica spends its own share for this reason, or no longer.
+    fn set_standalone(&self, why: Option<&StoreError>);
     /// The longest time that one ask takes.
     fn timeout(&self) -> Duration;
     /// Replicas that live, of those last seen.
@@ -163,25 +165,42 @@ pub(super) struct StoreLedger {
     store: SharedStore,
     account: Arc<Account>,
     keys: [String; 4],
+    /// The part of the store that has it.
+    part: Part,
 }
 
 impl StoreLedger {
     pub(super) fn new(store: SharedStore, account: Arc<Account>) -> Self {
         let key = |kind| store.key_names().in_account_slot(&account, kind);
         let keys = [key("budget"), key("limits"), key("waiting"), key("teams")];
-        Self { store, account, keys }
+        let part = Part::Budget(keys[0].as_str().into());
+        Self { store, account, keys, part }
+    }
+}
+
+impl Drop for StoreLedger {
+    fn drop(&mut self) {
+        // Nobody needs it any more.
+        self.store.set_fault(self.part.clone(), None);
     }
 }
 
 impl Ledger for StoreLedger {
     async fn ask(&self, request: &LedgerRequest) -> Result<LedgerReply, StoreError> {
         let command = command(SCRIPT, &self.keys, self.store.id(), request);
-        let raw: Vec<i64> = self.store.run("budget", &command).await?;
+        let raw: Vec<i64> = match self.store.run_always("budget", &command).await {
+            Ok(raw) => raw,
+            Err(error) => return Err(self.store.explain(&self.keys[0], error).await),
+        };
         read(&raw, request.teams.len()).ok_or_else(|| StoreError::Failed("an unexpected answer".to_owned()))
     }
 
     fn watch_up(&self) -> watch::Receiver<bool> {
         self.store.watch_up()
+    }
+
+    fn set_standalone(&self, why: Option<&StoreError>) {
+        self.store.set_fault(self.part.clone(), why);
     }
 
     fn timeout(&self) -> Duration {

@@ -115,6 +115,8 @@ pub(super) struct ReplicaState {
     /// Nothing is asked before, unless there is news.
     ask_at: Instant,
     has_news: bool,
+    /// Nothing is asked before, also if there is news: the store has failed.
+    retry_at: Option<Instant>,
     /// Of teams, by their names.
     pseudonyms: HashMap<Arc<str>, String>,
 }
@@ -151,6 +153,7 @@ impl ReplicaState {
             mode_changed: None,
             ask_at: now,
             has_news: true,
+            retry_at: None,
             pseudonyms: HashMap::new(),
         }
     }
@@ -193,7 +196,7 @@ impl ReplicaState {
         match self.mode {
             Mode::Starting(until) if !self.is_up => until,
             _ if !self.is_up => now + LONGEST,
-            _ => self.ask_at,
+            _ => self.retry_at.unwrap_or(self.ask_at),
         }
     }
 
@@ -203,7 +206,8 @@ impl ReplicaState {
         now: Instant,
         pseudonym: impl Fn(&'static str, &[u8]) -> String,
     ) -> Option<LedgerRequest> {
-        if !self.is_up || (now < self.ask_at && !self.has_news) {
+        let is_idle = now < self.ask_at && !self.has_news;
+        if !self.is_up || is_idle || self.retry_at.is_some_and(|at| now < at) {
             return None;
         }
         self.local.update(now);
@@ -297,7 +301,7 @@ impl ReplicaState {
 
     /// The store has answered.
     pub(super) fn answered(&mut self, request: &LedgerRequest, reply: &LedgerReply, now: Instant) {
-        self.failures = 0;
+        (self.failures, self.retry_at) = (0, None);
         self.store_deadline.answered();
         self.store_time = Some((reply.now, now));
         if let Some(asked) = self.asked.take() {

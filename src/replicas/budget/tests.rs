@@ -204,6 +204,8 @@ impl Ledger for Link {
         self.is_up.subscribe()
     }
 
+    fn set_standalone(&self, _: Option<&StoreError>) {}
+
     fn timeout(&self) -> Duration {
         200 * MS
     }

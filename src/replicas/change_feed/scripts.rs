@@ -135,7 +135,11 @@ pub(super) async fn read(store: &SharedStore, after: [Id; 2]) -> Result<Reply, S
     }
     command.arg(AT_ONCE);
     let sent = store.clock().moment();
-    let reply: Reply = store.run("changes_read", &command).await?;
+    let reply = store.run_always("changes_read", &command).await;
+    let reply: Reply = match reply {
+        Ok(reply) => reply,
+        Err(error) => return Err(store.explain(&store.key_names().of_deployment(HEAD), error).await),
+    };
     // What is shared in a generation has times of a clock that is known since it began.
     store.learn_time(reply.0, sent);
     Ok(reply)
@@ -165,7 +169,7 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
         Stream::Purged => command.arg(MOST_PURGES).arg(live).arg(Generation::random().to_string()),
         Stream::Replaced => command.arg(MOST_REPLACED).arg(live).arg(""),
     };
-    let id: Option<String> = store.run("changes_append", &command).await?;
+    let id: Option<String> = store.run_always("changes_append", &command).await?;
     id.as_deref().and_then(read_id).map(|(at, _)| at).ok_or_else(|| failed("another generation has begun"))
 }
 
@@ -177,7 +181,7 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
 pub(super) async fn renew(store: &SharedStore, generation: Generation) -> Result<(), StoreError> {
     let mut command = script(store, RENEW, Stream::Purged, Stream::Replaced);
     command.arg(generation.to_string()).arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
-    store.run("changes_renew", &command).await
+    store.run_always("changes_renew", &command).await
 }
 
 fn script(store: &SharedStore, script: &str, stream: Stream, other: Stream) -> Cmd {

@@ -181,13 +181,19 @@ impl PageStore {
         Some(())
     }
 
-    /// Tries again to remove what could not be removed: several at once, because new pages wait meanwhile.
-    pub(super) async fn retry_removals(&self) {
+    /// Tries again to remove what could not be removed: several at once, because new pages wait meanwhile. Returns
+    /// whether the store did that for any of them, or there is none.
+    pub(super) async fn retry_removals(&self) -> bool {
         let remove = |(key, Removal { account, asked, announce }): (Key, Removal)| async move {
-            if self.remove(&account, &key, asked, announce).await.is_some() {
+            let is_removed = self.remove(&account, &key, asked, announce).await.is_some();
+            if is_removed {
                 self.pending_removals.done(&key, asked);
             }
+            is_removed
         };
-        stream::iter(self.pending_removals.some()).for_each_concurrent(REMOVED_AT_ONCE, remove).await;
+        let removing = stream::iter(self.pending_removals.some()).map(remove).buffer_unordered(REMOVED_AT_ONCE);
+        let (tried, removed) =
+            removing.fold((0, 0), async |(tried, removed), is| (tried + 1, removed + u32::from(is))).await;
+        tried == 0 || removed > 0
     }
 }

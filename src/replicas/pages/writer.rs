@@ -19,13 +19,13 @@ use crate::accounts::Account;
 use crate::core::clock::{Clock, Moment};
 use crate::core::work_queue::{Work, WorkQueue};
 use crate::replicas::change_feed::ChangeFeed;
-use crate::replicas::{LONGEST_BODY, SharedStore, SkipReason};
+use crate::replicas::{LONGEST_BODY, SharedStore, SkipReason, retry_pause};
 use crate::request::key::Key;
 
 /// Changes, and bytes of pages, that may wait.
 const WAITING: usize = 1024;
 const WAITING_BYTES: usize = 64 * 1024 * 1024;
-/// How often the removal of replaced pages is tried again.
+/// How often the removal of replaced pages is tried again, while the store removes some.
 const RETRY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
@@ -124,7 +124,9 @@ impl WriterTask {
             let change = tokio::select! {
                 change = self.work.next() => change,
                 _ = retry.tick() => {
-                    self.page_store.retry_removals().await;
+                    if !self.page_store.retry_removals().await {
+                        retry.reset_after(retry_pause::random());
+                    }
                     continue;
                 }
             };

@@ -4,6 +4,7 @@ use super::*;
 use crate::replicas::seal::Context;
 use crate::replicas::test_server::{TestServer, until};
 
+mod cluster_tests;
 mod request_tests;
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use super::{LastReply, Mode, ReplicaState};
 use crate::budget::QuotaSource;
 use crate::core::clock::Instant;
 use crate::core::limiter::Quota;
-use crate::replicas::budget::ledger::LONGEST;
 use crate::replicas::budget::standalone::StandaloneShare;
+use crate::replicas::retry_pause;
 
 /// After this many asks in a row without an answer this replica becomes standalone.
 const FAILURES: u32 = 3;
@@ -14,7 +14,7 @@ impl ReplicaState {
     /// The store can be asked, or not. Returns whether that changed the mode.
     pub(in crate::replicas::budget) fn set_up(&mut self, is_up: bool, now: Instant) -> bool {
         if is_up && !self.is_up {
-            (self.failures, self.has_news) = (0, true);
+            (self.failures, self.has_news, self.retry_at) = (0, true, None);
         }
         self.is_up = is_up;
         let gives_up = match self.mode {
@@ -26,6 +26,11 @@ impl ReplicaState {
             self.go_standalone(now);
         }
         gives_up
+    }
+
+    /// Whether it spends its own share.
+    pub(in crate::replicas::budget) fn is_standalone(&self) -> bool {
+        matches!(self.mode, Mode::Standalone(_))
     }
 
     fn go_standalone(&mut self, now: Instant) {
@@ -71,7 +76,8 @@ impl ReplicaState {
             }
             self.go_standalone(now);
         }
-        self.ask_at = now + LONGEST.mul_f64(0.25 + 0.75 * fastrand::f64());
+        let retry_at = now + retry_pause::random();
+        (self.ask_at, self.retry_at) = (retry_at, Some(retry_at));
     }
 
     /// When this replica does without the store that is asked now, if that has not answered before.

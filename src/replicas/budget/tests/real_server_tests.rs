@@ -1,8 +1,8 @@
 //! Several replicas and a real server, over real connections.
 
 use super::*;
-use crate::replicas::SharedStore;
 use crate::replicas::test_server::until;
+use crate::replicas::{SharedStore, StoreUse};
 
 fn budget(store: &SharedStore, limits: Limits) -> AccountBudget {
     let clock = Clock::new();
@@ -122,4 +122,32 @@ async fn in_real_time_three_replicas_share_one_rate_and_use_it() {
         let count = sent.times().len() as f64;
         assert!(count >= 0.9 * 5.0 * f64::from(rate), "{count} of {rate}/s in 5 s");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_refuses_only_the_budget_leaves_the_replica_alone_until_it_takes_it() {
+    let Some(server) = TestServer::start() else { return };
+    let store = server.replica().await;
+    let budget = budget(&store, limits(1000, 100));
+    send(&budget, &team("a", 1)).await;
+    let acl = async |keys: &[&str]| {
+        let mut command = redis::cmd("ACL");
+        command.arg(&["SETUSER", "default"]).arg(keys);
+        store.run::<()>("test", &command).await.unwrap();
+    };
+    acl(&["resetkeys", "~*{changes}*"]).await;
+    until("it is alone", || store.view().usage == StoreUse::None).await;
+    assert!(store.view().cause.unwrap().ends_with("shared.prefix: NOPERM"));
+    assert!(store.is_up());
+    send(&budget, &team("a", 1)).await;
+    acl(&["allkeys", "-hset"]).await;
+    let cause = "the user may not run HSET: NOPERM";
+    until("the right is named", || store.view().cause.as_deref() == Some(cause)).await;
+    acl(&["+hset"]).await;
+    until("it shares", || store.view().usage == StoreUse::All).await;
+    acl(&["resetkeys", "~*{changes}*"]).await;
+    until("it is alone", || store.view().usage == StoreUse::None).await;
+    // An account that is no longer configured.
+    drop(budget);
+    until("nobody misses it", || store.view().usage == StoreUse::All).await;
 }

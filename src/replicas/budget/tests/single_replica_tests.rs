@@ -12,12 +12,24 @@ struct Scripted {
     asked: Arc<Mutex<Vec<LedgerRequest>>>,
     is_silent: Arc<std::sync::atomic::AtomicBool>,
     takes: Arc<Mutex<Duration>>,
+    /// Each ask is refused for this reason.
+    refusal: Arc<Mutex<Option<StoreError>>>,
+    /// Why the replica is standalone.
+    standalone: Arc<Mutex<Option<StoreError>>>,
 }
 
 impl Scripted {
     fn new(is_up: bool) -> Self {
         let is_up = watch::Sender::new(is_up);
-        Self { is_up, answers: Arc::default(), asked: Arc::default(), is_silent: Arc::default(), takes: Arc::default() }
+        Self {
+            is_up,
+            answers: Arc::default(),
+            asked: Arc::default(),
+            is_silent: Arc::default(),
+            takes: Arc::default(),
+            refusal: Arc::default(),
+            standalone: Arc::default(),
+        }
     }
 
     fn silent(&self, is_silent: bool) {
@@ -66,6 +78,9 @@ impl Ledger for Scripted {
             tokio::time::sleep(self.timeout()).await;
             return Err(StoreError::Timeout);
         }
+        if let Some(refusal) = self.refusal.lock().unwrap().clone() {
+            return Err(refusal);
+        }
         let takes = *self.takes.lock().unwrap();
         tokio::time::sleep(takes).await;
         let scripted = self.answers.lock().unwrap().pop_front();
@@ -74,6 +89,10 @@ impl Ledger for Scripted {
 
     fn watch_up(&self) -> watch::Receiver<bool> {
         self.is_up.subscribe()
+    }
+
+    fn set_standalone(&self, why: Option<&StoreError>) {
+        *self.standalone.lock().unwrap() = why.cloned();
     }
 
     fn timeout(&self) -> Duration {
@@ -399,4 +418,31 @@ async fn a_teams_own_limit_begins_empty_at_each_change_of_side() {
         send(&budget, &sent).await;
     }
     assert!(told(&sent).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_refuses_the_budget_is_asked_about_once_a_second_and_the_replica_says_why() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(10, 10));
+    advance(MS).await;
+    let refusal = StoreError::Failed("full".to_owned());
+    *store.refusal.lock().unwrap() = Some(refusal.clone());
+    // Many calls, which all change what the store would have to know.
+    let calls = tokio::spawn(async move {
+        loop {
+            let (call, _waiter) = call_of(&team("a", 1), S);
+            let _ = tokio::time::timeout(10 * MS, budget.acquire(&call)).await;
+            tokio::time::sleep(MS).await;
+        }
+    });
+    tokio::time::sleep(2 * S).await;
+    assert_eq!(*store.standalone.lock().unwrap(), Some(refusal));
+    store.asked();
+    tokio::time::sleep(8 * S).await;
+    let asked = store.asked().len();
+    assert!((8..=33).contains(&asked), "{asked}");
+    *store.refusal.lock().unwrap() = None;
+    tokio::time::sleep(2 * S).await;
+    assert_eq!(*store.standalone.lock().unwrap(), None);
+    calls.abort();
 }

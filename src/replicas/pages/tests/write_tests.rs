@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::cache::Purge;
+use crate::replicas::StoreUse;
 
 #[tokio::test]
 async fn names_and_values_tell_nothing_and_all_keys_expire() {
@@ -113,4 +114,32 @@ async fn a_purge_that_waits_is_told_before_the_process_ends() {
     one.pages.close().await;
     let late = Replica::start(&server).await;
     assert_eq!(late.body("a").await, None, "it has read the purge");
+}
+
+#[tokio::test]
+async fn pages_that_the_store_refuses_are_not_sent_again_and_again() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, other) = (Replica::start(&server).await, Replica::start(&server).await);
+    let _: () = one.run(cmd("ACL").arg(&["SETUSER", "default", "resetkeys", "~*{changes}*"])).await;
+    let refused = || ["page_put", "page_remove"].map(|operation| one.operations(operation, "error"));
+    for name in ["a", "b", "c", "d"] {
+        one.keep(name);
+        one.written().await;
+    }
+    until("pages are not used", || one.shared.view().usage == StoreUse::Part).await;
+    assert!(one.shared.view().cause.unwrap().ends_with("shared.prefix: NOPERM"));
+    // Puts are tried, and then also removals.
+    let tried = || one.operations("trial", "error");
+    let before = tried();
+    until("it is tried", || tried() >= before + 8).await;
+    let [puts, removals] = refused();
+    assert!(puts <= 4 && removals <= 16, "{:?}", refused());
+    let before = tried();
+    until("it is tried again", || tried() >= before + 4).await;
+    assert_eq!(refused(), [puts, removals]);
+    let _: () = one.run(cmd("ACL").arg(&["SETUSER", "default", "allkeys"])).await;
+    until("pages are used", || one.shared.view().usage == StoreUse::All && one.pages.0.writer.is_idle()).await;
+    one.keep("e");
+    one.written().await;
+    assert_eq!(other.body("e").await, Some(example_body("e")));
 }

@@ -27,7 +27,7 @@ use crate::layers::cache::{self, CacheLayer, JobLifetimes};
 use crate::layers::decode::{self, Bodies, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::jobs::{self, JobOwners, JobsLayer, Shutdown};
 use crate::layers::represent::RepresentLayer;
-use crate::replicas::connection::Script;
+use crate::replicas::connection::{Connection, Script};
 use crate::replicas::{SharedFlights, SharedQuota, StoredGrants};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::context::RequestContext;
