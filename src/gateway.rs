@@ -231,6 +231,7 @@ impl Gateway {
             async move { drained.notified().await }.boxed().shared()
         };
         let (store, audit, traces) = (shared.store.clone(), shared.audit.clone(), shared.traces.clone());
+        let (writes, clock, begun) = (shared.writes.clone(), shared.clock, Arc::clone(&draining));
         let admin_service = Admin::new(shared, config, Arc::clone(&current), draining, data_url, beyond_loopback);
         let for_probes = Reserve { connections: admin::CONNECTIONS_FOR_PROBES, serves: admin::is_probe };
         let admin_limits = Limits {
@@ -252,6 +253,10 @@ impl Gateway {
         on_state_change(Milestone::Ready);
         let connections = most_connections.min(settings.server.max_connections as usize);
         tokio::join!(server::run(data, tls, limits(Connections::new(connections)), service, stop), left);
+
+        // Writes go on without their clients, and the responses that they make wrong must not be restored from the disk.
+        let drained_for = begun.get().map_or(Duration::ZERO, |begun| clock.now().saturating_duration_since(*begun));
+        writes.finish(settings.server.drain.saturating_sub(drained_for)).await;
 
         drained.notify_one();
         // A panic there has been reported already, and the data plane has ended.

@@ -25,7 +25,7 @@ use crate::layers::authenticate::{
     AcceptedToken, AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, UpstreamRate, UsageCounter,
 };
 use crate::layers::budget::{Budget, BudgetLayer};
-use crate::layers::cache::{self, CacheLayer, Caching};
+use crate::layers::cache::{self, CacheLayer, Caching, PendingWrites};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
@@ -79,6 +79,8 @@ pub struct SharedState {
     pub page_tokens: IssuedPageTokens,
     /// Query jobs given out under policies.
     pub job_owners: JobOwners,
+    /// The writes to accounts that have not ended.
+    pub writes: PendingWrites,
     /// Whether the newest configuration is in use.
     pub reloads: Reloads,
     /// The memory of request bodies that are being received.
@@ -144,6 +146,7 @@ impl SharedState {
             failure_delay: AuthFailureDelay::new((config.server.max_connections as usize / 4).min(1000)),
             page_tokens,
             job_owners,
+            writes: PendingWrites::default(),
             reloads: Reloads::default(),
             bodies: Bodies::new(config.server.body_memory),
             draining: Draining::default(),
@@ -160,7 +163,7 @@ impl SharedState {
 /// If an extra trust root cannot be used.
 pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError> {
     let SharedState { clock, metrics, store, registry, failure_delay, page_tokens, .. } = shared.clone();
-    let SharedState { job_owners, bodies, draining, shed, audit, live, traces, .. } = shared.clone();
+    let SharedState { job_owners, writes, bodies, draining, shed, audit, live, traces, .. } = shared.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Last, because a configuration that fails must change nothing.
@@ -210,7 +213,10 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         // Query jobs: shared submissions, polls that wait, and queries that become jobs.
         .layer(JobsLayer::new(store.clone(), job_owners, jobs_settings(config), shutdown, clock))
         // Hits end here. Each miss becomes one call.
-        .layer(CacheLayer::new(store, cache_policy(config), same_data(&accounts), Arc::clone(&metrics), clock))
+        .layer(
+            CacheLayer::new(store, cache_policy(config), same_data(&accounts), Arc::clone(&metrics), clock)
+                .with_writes(writes),
+        )
         // Inside the cache, so that all clients that wait for a call share its attempts.
         .layer(RetryLayer::new(retry_policy(config), retries, Arc::clone(&metrics), clock))
         // Inside retry, so that every attempt pays.

@@ -394,6 +394,34 @@ async fn a_restart_does_not_restore_responses_that_a_write_removed() {
 }
 
 #[tokio::test]
+async fn a_restart_does_not_restore_what_a_write_without_an_answer_may_have_made_wrong() {
+    // With its client, and without: either Twilio answers during the drain, or never.
+    for (client_stays, answers) in [(true, false), (false, false), (false, true)] {
+        let gate = Gate::default();
+        let (upstream, disk) = (Upstream::script(with_writes(made().after(&gate))).await, TempDir::new().unwrap());
+        let drain = if answers { "30s" } else { "300ms" };
+        let keys = [("cache.disk.path", disk.path().to_str().unwrap()), ("server.drain", drain)];
+        let (mut gateway, _one) = start_with(&upstream, &keys).await;
+        gateway.ask(&read(METADATA)).await.assert_page(MEMBERS, "miss");
+        let mut client = Some(gateway.connect().await);
+        client.as_mut().unwrap().send(&write("PATCH", FIELD, "", BODY)).await;
+        upstream.arrived(2).await;
+        client = client.filter(|_| client_stays);
+        gateway.tell_to_stop();
+        if answers {
+            gate.open();
+        }
+        if let Some(client) = &mut client {
+            client.answer().await.assert_refused(503, "draining");
+        }
+        gateway.stop().await;
+        upstream.set(|_| Plan::page(OTHER));
+        let (gateway, _two) = start_with(&upstream, &keys).await;
+        gateway.ask(&read(METADATA)).await.assert_page(OTHER, "miss");
+    }
+}
+
+#[tokio::test]
 async fn equal_writes_are_never_merged() {
     let gate = Gate::default();
     let upstream = Upstream::script(with_writes(made().after(&gate))).await;

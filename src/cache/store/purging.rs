@@ -20,16 +20,21 @@ impl Store {
     ///
     /// Blocks for as long as the disk takes: do not call it on an async worker thread.
     pub fn purge(&self, which: &Purge) -> PurgeReport {
-        self.purge_as_of(which, None)
+        self.purge_as_of(which, None, |_| ())
     }
 
-    /// The same for a purge of another replica, which came at this moment. What a flight brings that has called
-    /// upstream since then is new.
+    /// The same. Calls `dropped` with the number of pages as soon as memory has none of them any more.
+    pub(crate) fn purge_and_tell(&self, which: &Purge, dropped: impl FnOnce(u64)) -> PurgeReport {
+        self.purge_as_of(which, None, dropped)
+    }
+
+    /// The same for a purge of another replica, which came at this moment. What a flight brings that has called upstream
+    /// since then is new.
     pub(crate) fn purge_before(&self, which: &Purge, at: Moment) -> PurgeReport {
-        self.purge_as_of(which, Some(at))
+        self.purge_as_of(which, Some(at), |_| ())
     }
 
-    fn purge_as_of(&self, which: &Purge, at: Option<Moment>) -> PurgeReport {
+    fn purge_as_of(&self, which: &Purge, at: Option<Moment>, dropped: impl FnOnce(u64)) -> PurgeReport {
         let mut marked = Vec::new();
         let mut mark = || {
             let (entries, firsts) = self.mark_purged(which, at);
@@ -44,6 +49,7 @@ impl Store {
             }
         };
         let pages = self.remove_purged(&marked);
+        dropped(pages);
         let PurgeOutcome { not_durable, shared } = lasting.map(|lasting| lasting()).unwrap_or_default();
         PurgeReport { pages, not_durable, shared }
     }

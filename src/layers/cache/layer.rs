@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tower::Layer;
 
+use super::pending_writes::PendingWrites;
 use super::refresh_backoff::RefreshBackoff;
 use crate::accounts::PerAccount;
 use crate::cache::{CacheResponse, Store};
@@ -55,6 +56,7 @@ pub struct CacheLayer {
     pub(super) policy: Policy,
     /// For each account all names under which its data may be stored.
     pub(super) same_data: PerAccount<Arc<[Arc<str>]>>,
+    pub(super) writes: PendingWrites,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
 }
@@ -69,7 +71,14 @@ impl CacheLayer {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        Self { store, refreshes: RefreshBackoff::default(), policy, same_data, metrics, clock }
+        let (refreshes, writes) = (RefreshBackoff::default(), PendingWrites::default());
+        Self { store, refreshes, policy, same_data, writes, metrics, clock }
+    }
+
+    /// The same; `writes` has the writes that it sends, until they have ended.
+    #[must_use]
+    pub fn with_writes(self, writes: PendingWrites) -> Self {
+        Self { writes, ..self }
     }
 }
 

@@ -8,6 +8,7 @@ mod purge_tests;
 mod set_tests;
 mod storage_tests;
 mod tier_tests;
+mod write_tests;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};

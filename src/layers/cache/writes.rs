@@ -6,18 +6,23 @@
 //! see. A call that was in progress then is still answered, but its response is not stored.
 //!
 //! A write that was sent continues in a separate task even if its client leaves. So its result is known, and stored
-//! responses are removed after Twilio has written, not before.
+//! responses are removed after Twilio has written, not before. The process waits for these tasks before it ends. If the
+//! result is not known in time, it counts as unknown: otherwise the next process would restore the old responses from
+//! the disk.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::StatusCode;
+use tokio::sync::oneshot;
 use tokio::task::JoinError;
+use tokio::time::timeout;
 use tower::{Service, ServiceExt};
 use tracing::Instrument;
 
 use super::layer::CacheLayer;
+use super::pending_writes::PendingWrite;
 use crate::accounts::Account;
 use crate::cache::{Purge, PurgeReport};
 use crate::core::error::{GatewayError, Reason, Retry};
@@ -25,8 +30,8 @@ use crate::request::call::{UpstreamCall, UpstreamResponse};
 
 type Answered = Result<UpstreamResponse, GatewayError>;
 
-/// How long the answer to a write waits for the disk. If the disk takes longer, it drops its part after the answer.
-const DISK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the answer to a write waits for the tiers behind memory. If they take longer, they drop their parts after it.
+const TIER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Sends a write, and before the answer removes the stored responses that it may have made wrong. If its client leaves,
 /// the write is dropped only if nothing of it was sent yet.
@@ -36,12 +41,20 @@ where
     S::Future: Send,
 {
     let (account, span) = (Arc::clone(&call.team.account), call.context.span());
+    let mut pending = layer.writes.begin();
     // In a separate task, because stored responses must be removed even if this task panics.
-    let sent = tokio::spawn(inner.oneshot(call).instrument(span.clone()));
+    let mut sent = tokio::spawn(inner.oneshot(call).instrument(span.clone()));
     let done = async move {
-        let answered = sent.await.unwrap_or_else(failed);
+        let answered = tokio::select! {
+            biased;
+            answered = &mut sent => answered.unwrap_or_else(failed),
+            () = pending.is_given_up() => {
+                sent.abort();
+                Err(GatewayError::new(Reason::Draining, "the gateway ended before Twilio answered this write"))
+            }
+        };
         if !changes_nothing(&answered) {
-            drop_outdated(&layer, &account).await;
+            drop_outdated(&layer, &account, pending).await;
         }
         answered
     };
@@ -68,19 +81,46 @@ fn is_refused(reason: Reason) -> bool {
     matches!(reason, Deadline | QueueFull | CircuitOpen | TeamRateLimit | UpstreamRejectedCredentials)
 }
 
-/// Drops the stored metadata and queries of an account, under each of its names.
-async fn drop_outdated(layer: &CacheLayer, account: &Account) {
+/// Drops the stored metadata and queries of an account, under each of its names. Returns when memory has none of them
+/// any more, and the tiers behind it have none or take too long. The write is `pending` until all of this is done.
+async fn drop_outdated(layer: &CacheLayer, account: &Arc<Account>, pending: PendingWrite) {
     let purges = layer.same_data.of(account).iter().map(|name| {
         let (store, which) = (layer.store.clone(), Purge::Data(name.to_string()));
-        tokio::task::spawn_blocking(move || store.purge(&which))
+        let (in_memory, dropped) = oneshot::channel();
+        let purge = move || {
+            store.purge_and_tell(&which, |pages| {
+                // The receiver is gone only if the runtime ends.
+                let _ = in_memory.send(pages);
+            })
+        };
+        (tokio::task::spawn_blocking(purge), dropped)
     });
-    let purged = tokio::time::timeout(DISK_PATIENCE, join_all(purges)).await.unwrap_or_default();
-    let pages: u64 = purged.iter().flatten().map(|purged| purged.pages).sum();
-    tracing::info!(account = %account.name, pages, "a custom field was written, or may have been: the stored metadata and queries of its account were removed");
-    for PurgeReport { not_durable, .. } in purged.into_iter().flatten() {
-        if let Some(error) = not_durable {
-            tracing::error!(account = %account.name, error, "the disk could not remove the responses that a write made wrong, and a restart may restore them: purge the account");
+    let (purges, dropped): (Vec<_>, Vec<_>) = purges.unzip();
+    let reported = {
+        let account = Arc::clone(account);
+        async move {
+            for purged in join_all(purges).await {
+                report(&account, purged);
+            }
+            drop(pending);
         }
+    };
+    // In a separate task, because the answer does not wait for a slow disk, and its fault is reported nevertheless.
+    let reported = tokio::spawn(reported.in_current_span());
+    let pages: u64 = join_all(dropped).await.into_iter().flatten().sum();
+    tracing::info!(account = %account.name, pages, "a custom field was written, or may have been: the stored metadata and queries of its account were removed");
+    // If it takes longer, the responses are removed after the answer.
+    let _ = timeout(TIER_PATIENCE, reported).await;
+}
+
+/// Reports a purge that may not last.
+fn report(account: &Account, purged: Result<PurgeReport, JoinError>) {
+    let error = match purged {
+        Ok(PurgeReport { not_durable, .. }) => not_durable,
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(error) = error {
+        tracing::error!(account = %account.name, error, "the disk could not remove the responses that a write made wrong, and a restart may restore them: purge the account");
     }
 }
 
