@@ -232,6 +232,7 @@ impl Gateway {
         };
         let (store, audit, traces) = (shared.store.clone(), shared.audit.clone(), shared.traces.clone());
         let (writes, clock, begun) = (shared.writes.clone(), shared.clock, Arc::clone(&draining));
+        let job_owners = shared.job_owners.clone();
         let admin_service = Admin::new(shared, config, Arc::clone(&current), draining, data_url, beyond_loopback);
         let for_probes = Reserve { connections: admin::CONNECTIONS_FOR_PROBES, serves: admin::is_probe };
         let admin_limits = Limits {
@@ -270,7 +271,7 @@ impl Gateway {
                 traces.close().await;
             }
         };
-        tokio::join!(store.close(), audit.close(), traces);
+        tokio::join!(store.close(), job_owners.close(), audit.close(), traces);
     }
 }
 

@@ -9,8 +9,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-/// Threads in addition to the runtime's own: the log, the audit log, the disk cache, and one that resolves names.
-const OTHER_THREADS: usize = 4;
+/// Threads in addition to the runtime's own: the log, the audit log, the disk cache, the owners of query jobs, and one for
+/// calls that block.
+const OTHER_THREADS: usize = 5;
 
 /// A runtime for the available cores. With a single core, work stealing is useless, and the scheduler without it
 /// answers more requests a second.

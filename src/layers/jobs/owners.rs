@@ -1,60 +1,59 @@
 //! Query jobs, and page tokens of their lists and results, that were given out under policies.
 //!
 //! An id does not show which query is behind it. So a team with a policy may use only what was given out under that
-//! same policy. Each grant is kept for seven days, which is as long as Twilio keeps results, and at most [`MOST`]
+//! same policy. Each grant is kept for seven days, which is as long as Twilio keeps results, and at most 65,536
 //! grants are kept. Above that number the scope with the most grants loses its oldest ones first, so that no policy
 //! pushes out the grants of another.
 //!
-//! With a folder, grants survive a restart: each is one record of a fixed size, appended to a file. Opening the file
-//! rewrites it without expired grants. A record that cannot be written is lost only at the restart. The job is then
-//! refused, so a disk fault never gives access.
+//! With a folder, grants survive a restart: a thread appends them to a file. A grant that cannot be written is lost only
+//! at the restart. The job is then refused, so a disk fault never gives access.
 //!
 //! Where replicas share grants, a grant that this replica does not know is looked up in the store, and then kept here
 //! for the rest of its seven days. If it is not found in time, access is refused. The look-up continues, so that the
 //! next request finds the grant.
 
-use std::collections::{HashMap, VecDeque};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+mod file;
+mod grants;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 
+use self::file::{GrantFile, Record, record};
+use self::grants::{Grants, KEPT};
 use crate::accounts::Account;
-use crate::config;
 use crate::core::clock::Clock;
+use crate::core::episode::Episode;
+use crate::core::work_queue::WorkQueue;
 pub(super) use crate::request::grants::Scope;
 use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
 use crate::request::store_wait::StoreWork;
 
-/// The most grants, over all scopes: about 12 MiB.
-const MOST: usize = 65_536;
+/// Records that may wait for the disk.
+const WAITING: usize = 4096;
 
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// A grant that is repeated within this time is not recorded again.
-const RENEWED_AFTER: Duration = Duration::from_secs(3600);
-
-/// The file's name. The number increases when the format changes.
-const FILE: &str = "job-owners-1";
+/// How long the end of the process waits for the last records.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Grants of other replicas that are looked up at the same time, for one request, and in all. A list of jobs can have more.
 const AT_ONCE: usize = 64;
 const LOOKED_UP: usize = 256;
 
-/// Scope, key and seconds since 1970.
-const RECORD: usize = 32 + 32 + 8;
-
 /// The grants of all scopes. Cheap to clone; outlives reloads.
 #[derive(Debug, Clone, Default)]
 pub struct JobOwners {
     grants: Arc<Mutex<Grants>>,
-    file: Option<Arc<Mutex<File>>>,
+    /// Records for the file.
+    file: Option<WorkQueue<Record>>,
+    /// Records are lost because they come faster than the disk takes them.
+    losses: Episode,
     shared: Option<Arc<dyn SharedGrants>>,
 }
 
@@ -63,16 +62,18 @@ impl JobOwners {
     /// keeps grants in memory only.
     pub fn in_folder(folder: &Path, clock: Clock) -> Self {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        let opened = made.and_then(|()| open(&folder.join(FILE), seconds(clock.wall_now())));
-        match opened {
-            Ok((grants, file)) => {
-                Self { grants: Arc::new(Mutex::new(grants)), file: Some(Arc::new(Mutex::new(file))), shared: None }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the file of query jobs and their owners cannot be used: after a restart, policies have no access to earlier jobs");
-                Self::default()
-            }
-        }
+        let opened = made.and_then(|()| GrantFile::open(folder, seconds(clock.wall_now())));
+        let started = opened.and_then(|(grants, file)| {
+            let (grants, (queue, work)) = (Arc::new(Mutex::new(grants)), WorkQueue::bounded(WAITING));
+            let kept = Arc::clone(&grants);
+            let all = move || lock(&kept).all().map(|(scope, key, at)| record(scope, key, at)).collect();
+            thread::Builder::new().name("job-owners".to_owned()).spawn(move || file.write(work, all))?;
+            Ok(Self { grants, file: Some(queue), ..Self::default() })
+        });
+        started.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the file of query jobs and their owners cannot be used: after a restart, policies have no access to earlier jobs");
+            Self::default()
+        })
     }
 
     /// Shares grants with other replicas.
@@ -90,7 +91,7 @@ impl JobOwners {
     /// there is nothing to wait for.
     pub(super) fn give(&self, scope: &Scope, account: &Account, keys: &[Key], clock: Clock) -> Option<StoreWork> {
         let now = seconds(clock.wall_now());
-        let news: Vec<_> = keys.iter().filter(|key| self.record(scope, key, now, now)).collect();
+        let news: Vec<_> = keys.iter().filter(|key| self.record(scope, key, now, clock)).collect();
         let shared = self.shared.as_ref().filter(|_| !news.is_empty())?;
         let given: Vec<_> = news.into_iter().map(|key| shared.give(account, scope, key, KEPT)).collect();
         Some(StoreWork::new(shared.patience(), clock, async { drop(join_all(given).await) }))
@@ -117,7 +118,7 @@ impl JobOwners {
             async move {
                 if let Some(left) = found.await {
                     let now = seconds(clock.wall_now());
-                    owners.record(&scope, &key, now.saturating_sub(KEPT.saturating_sub(left).as_secs()), now);
+                    owners.record(&scope, &key, now.saturating_sub(KEPT.saturating_sub(left).as_secs()), clock);
                 }
             }
         });
@@ -127,19 +128,29 @@ impl JobOwners {
     }
 
     /// Records a grant of the time `at`; `false` if it is already known or has expired.
-    fn record(&self, scope: &Scope, key: &Key, at: u64, now: u64) -> bool {
-        if !lock(&self.grants).give(*scope, *key.as_bytes(), at, now) {
+    fn record(&self, scope: &Scope, key: &Key, at: u64, clock: Clock) -> bool {
+        if !lock(&self.grants).give(*scope, *key.as_bytes(), at, seconds(clock.wall_now())) {
             return false;
         }
-        if let Some(file) = self.file.clone() {
-            let record = record(scope, key.as_bytes(), at);
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = lock(&file).write_all(&record) {
-                    tracing::warn!(%error, "the owner of a query job could not be written: after a restart, its policy has no access to the job");
-                }
-            });
+        if let Some(file) = &self.file {
+            match file.offer(record(scope, key.as_bytes(), at)) {
+                Ok(()) => drop(self.losses.is_over(clock.now())),
+                Err(_) if self.losses.goes_on(clock.now()) => tracing::warn!(
+                    "the disk is too slow for all owners of query jobs: after a restart, policies have no access to some jobs"
+                ),
+                Err(_) => {}
+            }
         }
         true
+    }
+
+    /// Waits until all grants so far are written, for a second at most.
+    pub async fn close(&self) {
+        if let Some(file) = &self.file
+            && tokio::time::timeout(LAST, file.flush()).await.is_err()
+        {
+            tracing::warn!("the last owners of query jobs were not written in time");
+        }
     }
 
     /// Whether `key` was given out in this scope.
@@ -148,119 +159,12 @@ impl JobOwners {
     }
 }
 
-#[derive(Debug, Default)]
-struct Grants {
-    scopes: HashMap<Scope, ScopeGrants>,
-    count: usize,
-}
-
-#[derive(Debug, Default)]
-struct ScopeGrants {
-    /// When each grant was last recorded, in seconds since 1970.
-    times: HashMap<[u8; 32], u64>,
-    /// Grants in the order of recording. Entries of grants that were recorded again later are skipped.
-    order: VecDeque<([u8; 32], u64)>,
-}
-
-impl Grants {
-    /// Records a grant of the time `at`; `false` if it is already known or has expired.
-    fn give(&mut self, scope: Scope, key: [u8; 32], at: u64, now: u64) -> bool {
-        if is_over(at, now) {
-            return false;
-        }
-        let given = self.scopes.entry(scope).or_default();
-        let known = given.times.get(&key).copied();
-        if known.is_some_and(|known| at < known.saturating_add(RENEWED_AFTER.as_secs())) {
-            return false;
-        }
-        given.times.insert(key, at);
-        given.order.push_back((key, at));
-        self.count += usize::from(known.is_none());
-        self.count -= given.drop_while(|noted| is_over(noted, now));
-        if self.count > MOST
-            && let Some(most) = self.scopes.values_mut().max_by_key(|given| given.times.len())
-        {
-            let mut left = 1;
-            self.count -= most.drop_while(|_| std::mem::take(&mut left) > 0);
-        }
-        self.scopes.retain(|_, given| !given.times.is_empty());
-        true
-    }
-
-    fn has(&self, scope: &Scope, key: &[u8; 32], now: u64) -> bool {
-        let at = self.scopes.get(scope).and_then(|given| given.times.get(key));
-        at.is_some_and(|at| !is_over(*at, now))
-    }
-}
-
-impl ScopeGrants {
-    /// Drops grants from the oldest on while `goes` is true of the time at which they were recorded. Returns how many
-    /// there were.
-    fn drop_while(&mut self, mut goes: impl FnMut(u64) -> bool) -> usize {
-        let mut dropped = 0;
-        while let Some((key, at)) = self.order.front() {
-            let is_current = self.times.get(key) == Some(at);
-            if is_current && !goes(*at) {
-                break;
-            }
-            if is_current {
-                self.times.remove(key);
-                dropped += 1;
-            }
-            self.order.pop_front();
-        }
-        dropped
-    }
-}
-
-/// Whether a grant has expired. One with a time in the future has: a clock that was set back must not prolong it.
-fn is_over(at: u64, now: u64) -> bool {
-    now.checked_sub(at).is_none_or(|age| age > KEPT.as_secs())
-}
-
-fn record(scope: &Scope, key: &[u8; 32], at: u64) -> [u8; RECORD] {
-    let mut record = [0; RECORD];
-    record[..32].copy_from_slice(scope);
-    record[32..64].copy_from_slice(key);
-    record[64..].copy_from_slice(&at.to_le_bytes());
-    record
-}
-
-/// Reads the file, and rewrites it without expired grants. An incomplete record is skipped.
-fn open(path: &Path, now: u64) -> io::Result<(Grants, File)> {
-    let mut grants = Grants::default();
-    let written = match fs::read(path) {
-        Ok(written) => written,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    for record in written.chunks_exact(RECORD) {
-        let (Some((scope, rest)), Some(at)) = (record.split_first_chunk::<32>(), record.last_chunk::<8>()) else {
-            continue;
-        };
-        let Some(key) = rest.first_chunk::<32>() else { continue };
-        grants.give(*scope, *key, u64::from_le_bytes(*at), now);
-    }
-    let new = path.with_extension("new");
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    config::keep_from_others(&file, &new);
-    let mut file = io::BufWriter::new(file);
-    for (scope, given) in &grants.scopes {
-        for (key, at) in given.order.iter().filter(|(key, at)| given.times.get(key) == Some(at)) {
-            file.write_all(&record(scope, key, *at))?;
-        }
-    }
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    fs::rename(&new, path)?;
-    Ok((grants, OpenOptions::new().append(true).open(path)?))
-}
-
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A record that was cut short by a panic is not read, and what is in memory changes as a whole.
+    // What is in memory changes as a whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -275,62 +179,18 @@ mod tests {
         *blake3::hash(&n.to_le_bytes()).as_bytes()
     }
 
-    #[test]
-    fn a_grant_is_valid_for_its_scope_and_for_seven_days() {
-        let mut grants = Grants::default();
-        assert!(grants.give([1; 32], key(1), 0, 0) && !grants.give([1; 32], key(1), 60, 60));
-        assert!(grants.has(&[1; 32], &key(1), 7 * DAY) && !grants.has(&[1; 32], &key(1), 7 * DAY + 1));
-        assert!(!grants.has(&[2; 32], &key(1), 0) && !grants.has(&[1; 32], &key(2), 0));
-        assert!(grants.give([1; 32], key(1), DAY, DAY), "given again");
-        assert!(grants.has(&[1; 32], &key(1), 8 * DAY));
-        assert!(!Grants::default().give([1; 32], key(1), 5, 4), "of the future");
-    }
-
-    #[test]
-    fn no_scope_pushes_out_the_grants_of_another() {
-        let mut grants = Grants::default();
-        grants.give([1; 32], key(0), 0, 0);
-        for n in 0..MOST + 10 {
-            grants.give([2; 32], key(n), 0, 0);
-        }
-        assert_eq!((grants.count, grants.scopes[&[2; 32]].times.len()), (MOST, MOST - 1));
-        assert!(grants.has(&[1; 32], &key(0), 0) && grants.has(&[2; 32], &key(MOST + 9), 0));
-        assert!(!grants.has(&[2; 32], &key(0), 0));
-    }
-
-    #[test]
-    fn expired_grants_use_no_memory() {
-        let mut grants = Grants::default();
-        for day in 0..100 {
-            grants.give([1; 32], key(7), day * DAY, day * DAY);
-            grants.give([1; 32], key(1000 + day as usize), day * DAY, day * DAY);
-        }
-        let given = &grants.scopes[&[1; 32]];
-        assert_eq!((grants.count, given.times.len()), (9, 9));
-        assert!(given.order.len() < 20, "{}", given.order.len());
-    }
-
     #[tokio::test]
-    async fn grants_survive_a_restart_after_an_incomplete_record() {
+    async fn grants_survive_a_restart() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::new());
         let keys = [Key::from_bytes(key(1)), Key::from_bytes(key(2))];
         let owners = JobOwners::in_folder(folder.path(), clock);
         let account = crate::accounts::Team::example("local").account;
         owners.give(&[1; 32], &account, &keys, clock);
-        let path = folder.path().join(FILE);
-        let written = async {
-            while fs::metadata(&path).unwrap().len() < 2 * RECORD as u64 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), written).await.unwrap();
-        let file = OpenOptions::new().write(true).open(&path).unwrap();
-        file.set_len(2 * RECORD as u64 - 1).unwrap();
+        owners.close().await;
         let owners = JobOwners::in_folder(folder.path(), clock);
-        let left = keys.iter().filter(|key| owners.has(&[1; 32], key, clock)).count();
-        assert_eq!((left, fs::metadata(&path).unwrap().len()), (1, RECORD as u64));
+        assert!(keys.iter().all(|key| owners.has(&[1; 32], key, clock)));
         assert!(!owners.has(&[2; 32], &keys[0], clock));
-        let nowhere = JobOwners::in_folder(&path, clock);
+        let nowhere = JobOwners::in_folder(&folder.path().join(file::NAME), clock);
         nowhere.give(&[1; 32], &account, &keys[..1], clock);
         assert!(nowhere.has(&[1; 32], &keys[0], clock));
     }
