@@ -33,7 +33,12 @@ pub fn run(args: ServeArgs) -> ExitCode {
     };
     let log = logs::install(&config.log);
     let served = match (inherited, runtime()) {
-        (Ok(inherited), Ok(runtime)) => runtime.block_on(serve(config, sources, inherited, &log)),
+        (Ok(inherited), Ok(runtime)) => {
+            let served = runtime.block_on(serve(config, sources, inherited, &log));
+            // What still blocks a thread, such as a file on a mount that hangs, must not keep the process.
+            runtime.shutdown_background();
+            served
+        }
         (Err(source), _) => Err(Failure::Bind { address: "the sockets that systemd has opened".to_owned(), source }),
         (_, Err(error)) => Err(error.into()),
     };

@@ -13,6 +13,9 @@ use zeroize::Zeroizing;
 /// Largest configuration file in bytes.
 pub(super) const LARGEST_FILE: u64 = 1 << 20;
 
+/// Largest file of certificates or keys in bytes. No other file of a configuration may be as large.
+pub(super) const LARGEST_PEM: u64 = 4 << 20;
+
 /// How long the writer of a pipe may pause.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -66,8 +69,8 @@ impl Files {
 fn fingerprint(paths: &[PathBuf]) -> Fingerprint {
     let mut hasher = blake3::Hasher::new();
     for path in paths {
-        match read_regular(path, u64::MAX) {
-            Ok((content, _)) => hasher.update(blake3::hash(&content).as_bytes()),
+        match read_regular(path, LARGEST_PEM) {
+            Ok((content, about)) => hasher.update(blake3::hash(&content).as_bytes()).update(&about.len().to_le_bytes()),
             Err(error) => hasher.update(error.kind().to_string().as_bytes()),
         };
     }
@@ -194,4 +197,28 @@ fn read_pipe(mut file: File) -> io::Result<Zeroizing<Vec<u8>>> {
         }
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_too_large_is_watched_and_not_read_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        let file = File::create(&path).unwrap();
+        // No memory has as much, and the disk need not have it.
+        file.set_len(1 << 42).unwrap();
+        let files = Files::now(vec![path]);
+        assert_eq!(files.fingerprint_now(), files.fingerprint());
+        file.set_len(1 << 41).unwrap();
+        assert_ne!(files.fingerprint_now(), files.fingerprint());
+        file.set_len(1).unwrap();
+        let small = files.again();
+        file.write_all_at(b"x", 0).unwrap();
+        assert_ne!(small.fingerprint_now(), small.fingerprint());
+    }
 }

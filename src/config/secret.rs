@@ -10,7 +10,7 @@ use std::path::{Path as FilePath, PathBuf};
 use rustix::fs::Access;
 use zeroize::Zeroizing;
 
-use super::files::{is_no_file, read_regular};
+use super::files::{LARGEST_PEM, is_no_file, read_regular};
 use super::path::Path;
 use super::place::Place;
 use super::reader::Field;
@@ -178,7 +178,6 @@ fn read_secret_file(file: &FilePath, path: &Path, report: &Report) -> Option<Zer
 
 /// Checks a PEM file that another library parses later: it must exist, be readable and look like PEM.
 pub(super) fn check_pem(file: &FilePath, label: &str, path: &Path, report: &Report) -> Option<Metadata> {
-    const LARGEST_PEM: u64 = 4 << 20;
     let (bytes, about) = read_file(file, LARGEST_PEM, path, report)?;
     let text = String::from_utf8_lossy(&bytes);
     let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains(label);

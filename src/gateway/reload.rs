@@ -50,19 +50,24 @@ impl Reloader {
                 () = tokio::time::sleep(POLL_INTERVAL) => false,
             };
             if !by_hand {
-                let now = files.fingerprint_now();
+                let now = fingerprint(&files).await;
                 if now == files.fingerprint() {
                     continue;
                 }
                 debounced(&files, now).await;
             }
-            let read = self.reload();
-            // There are no files when the configuration could not be read at all.
-            files = if read.paths().is_empty() { files.again() } else { read };
+            (self, files) = blocking(move || {
+                let read = self.reload();
+                // There are no files when the configuration could not be read at all.
+                let files = if read.paths().is_empty() { files.again() } else { read };
+                (self, files)
+            })
+            .await;
         }
     }
 
-    /// Applies all or nothing: a refused configuration changes nothing. Returns the files that were read.
+    /// Applies all or nothing: a refused configuration changes nothing. Returns the files that were read. Blocks for as long
+    /// as the disk takes.
     fn reload(&mut self) -> Files {
         (self.on_state_change)(Milestone::Reloading);
         let applied = self.apply();
@@ -132,11 +137,28 @@ impl Reloader {
     }
 }
 
+/// Does work that reads files, on a thread that no request waits for. A panic in it is one of the caller.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+async fn fingerprint(files: &Files) -> Fingerprint {
+    let files = files.clone();
+    blocking(move || files.fingerprint_now()).await
+}
+
 /// Waits until the files stay unchanged.
 async fn debounced(files: &Files, mut now: Fingerprint) {
     for _ in 0..MAX_DEBOUNCES {
         tokio::time::sleep(DEBOUNCE).await;
-        let before = std::mem::replace(&mut now, files.fingerprint_now());
+        let before = std::mem::replace(&mut now, fingerprint(files).await);
         if now == before {
             break;
         }

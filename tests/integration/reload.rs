@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::support::gateway::{KEY, SECRET, SID};
 use crate::support::process::{Process, set};
 use crate::support::*;
-use insights_gateway::config::Sources;
+use insights_gateway::config::{self, Sources};
 use tempfile::TempDir;
 
 struct File {
@@ -174,4 +175,27 @@ async fn a_refused_reload_is_explained_once_and_a_restart_key_is_named() {
         }
     }
     assert_eq!(named, ["server.max_connections", "server.unix_mode"]);
+}
+
+#[tokio::test]
+async fn a_reload_that_waits_holds_up_no_request() {
+    let upstream = Upstream::start().await;
+    let sources = TestConfig::new(upstream.url()).sources();
+    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let gateway = insights_gateway::gateway::Gateway::bind(config::load(&sources).unwrap()).unwrap();
+    let gateway = gateway.on_reload(move |_| {
+        begun.send(()).unwrap();
+        // As a file on a mount that hangs.
+        let _ = released.lock().unwrap().recv_timeout(Duration::from_secs(20));
+    });
+    let gateway = Gateway::run(gateway, sources);
+    gateway.reload.notify_one();
+    within(begins.recv()).await.unwrap();
+    // The gateway runs in this thread.
+    assert_eq!(gateway.ask(&post(ASK)).await.status, 200);
+    assert_eq!(gateway.metric("reloads_total", &["applied"]).await, 0.0);
+    drop(release);
+    gateway.metric_reaches("reloads_total", &["applied"], 1.0).await;
 }

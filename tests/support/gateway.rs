@@ -84,6 +84,11 @@ impl Gateway {
     pub async fn start_with(sources: Sources, inherited: Inherited) -> Self {
         let config = config::load(&sources).unwrap_or_else(|faults| panic!("{faults}"));
         let gateway = insights_gateway::gateway::Gateway::bind_with(config, inherited).expect("free ports");
+        Self::run(gateway, sources)
+    }
+
+    /// One that is already bound.
+    pub fn run(gateway: insights_gateway::gateway::Gateway, sources: Sources) -> Self {
         // A gateway that listens only on a unix socket has no address here.
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let data = gateway.data_address().unwrap_or(nowhere);
