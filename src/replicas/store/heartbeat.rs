@@ -1,13 +1,13 @@
 //! Connects to the store, and writes there every second that this replica is alive.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use redis::Cmd;
 
 use super::faults::FAILURES;
-use super::{Fault, REPLICAS, SharedStore, read};
+use super::{Fault, Inner, REPLICAS, SharedStore, read};
 use crate::config::Shared;
 use crate::core::clock::{Clock, Moment};
 use crate::metrics::{Metrics, NoLabels};
@@ -76,7 +76,10 @@ impl SharedStore {
         let weak = Arc::downgrade(&store.0);
         tokio::spawn(async move {
             while let Some(inner) = weak.upgrade() {
-                Self(inner).keep_up().await;
+                if Self(inner).connect().await {
+                    keep_alive(&weak).await;
+                }
+                tokio::time::sleep(retry_pause::random()).await;
             }
         });
         store
@@ -91,40 +94,19 @@ impl SharedStore {
         }
     }
 
-    /// Connects to the store, and returns when the connection is lost.
-    async fn keep_up(self) {
+    /// Connects to the store. Returns whether it is reached.
+    async fn connect(self) -> bool {
         // Longer than an operation: a connection takes several round trips, and TLS.
         let patience = (self.0.settings.timeout * 4).clamp(Duration::from_secs(1), Duration::from_secs(2));
         let failed = match Connection::open(&self.login(), patience).await {
             Ok(connection) => self.try_out(connection).await.err().map(|error| error.to_string()),
             Err(error) => Some(error.to_string()),
         };
+        let is_reached = failed.is_none();
         if let Some(cause) = failed {
             self.not_reached(cause);
-            return tokio::time::sleep(retry_pause::random()).await;
         }
-        let (mut is_up, mut failed) = (self.watch_up(), 0);
-        loop {
-            tokio::select! {
-                _ = is_up.wait_for(|is_up| !is_up) => break,
-                () = tokio::time::sleep(HEARTBEAT) => {}
-            }
-            let sent = self.0.clock.moment();
-            match self.run_always("heartbeat", &self.beat()).await {
-                Ok(beat) => {
-                    failed = 0;
-                    self.record(beat, sent);
-                }
-                Err(error) => {
-                    failed += 1;
-                    // A store that is full or read-only still answers what others read.
-                    if failed >= FAILURES {
-                        self.lost(&error, Fault::Refusal);
-                    }
-                }
-            }
-        }
-        tokio::time::sleep(retry_pause::random()).await;
+        is_reached
     }
 
     /// Proves that the store accepts writes and runs scripts, and that the user may do what replicas do, before others
@@ -153,6 +135,34 @@ impl SharedStore {
         self.learn_time((time, server), sent);
         self.0.replicas.store(replicas, Ordering::Relaxed);
         self.0.metrics.replicas.get_or_create(&NoLabels {}).set(replicas.into());
+    }
+}
+
+/// Writes every second that this replica is alive, until the connection is lost, or nobody uses the store any more. In
+/// between it does not hold the store, so that it does not keep the connection.
+async fn keep_alive(store: &Weak<Inner>) {
+    let Some(mut is_up) = store.upgrade().map(|inner| SharedStore(inner).watch_up()) else { return };
+    let mut failed = 0;
+    loop {
+        tokio::select! {
+            _ = is_up.wait_for(|is_up| !is_up) => return,
+            () = tokio::time::sleep(HEARTBEAT) => {}
+        }
+        let Some(store) = store.upgrade().map(SharedStore) else { return };
+        let sent = store.0.clock.moment();
+        match store.run_always("heartbeat", &store.beat()).await {
+            Ok(beat) => {
+                failed = 0;
+                store.record(beat, sent);
+            }
+            Err(error) => {
+                failed += 1;
+                // A store that is full or read-only still answers what others read.
+                if failed >= FAILURES {
+                    store.lost(&error, Fault::Refusal);
+                }
+            }
+        }
     }
 }
 
@@ -275,6 +285,17 @@ mod tests {
         until("another heartbeat", || one.last_beat() > before).await;
         assert_eq!(known().await, [two.id()]);
         assert_eq!(one.replicas(), 2, "it counts itself");
+        until("the other has noticed", || two.replicas() == 1).await;
+    }
+
+    #[tokio::test]
+    async fn a_store_that_nobody_uses_any_more_is_left() {
+        let Some(server) = TestServer::start() else { return };
+        let (one, two) = (server.replica().await, server.replica().await);
+        until("both are seen", || one.replicas() == 2 && two.replicas() == 2).await;
+        let held = Arc::downgrade(&one.0);
+        drop(one);
+        until("the connection is closed", || held.strong_count() == 0).await;
         until("the other has noticed", || two.replicas() == 1).await;
     }
 }
