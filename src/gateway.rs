@@ -22,7 +22,7 @@ use crate::config::{BoundListeners, Config, Listen, Reach, Sources};
 use crate::core::peer::Peer;
 use crate::server::tls::{Certificate, TlsAcceptor, TlsError};
 use crate::server::{self, BindError, Bound, Connections, Inherited, Limits, Reserve};
-use crate::stack::{self, SharedState, Stack};
+use crate::stack::{self, Assembly, SharedState};
 use crate::trust::TrustError;
 
 /// The least time for which kept-alive connections stay open after the gateway is told to stop, so that a client that
@@ -52,7 +52,7 @@ pub enum StartError {
 
 /// A gateway whose listeners are open, and which does not serve yet.
 pub struct Gateway {
-    current: Arc<ArcSwap<Stack>>,
+    current: Arc<ArcSwap<Assembly>>,
     config: Arc<ArcSwap<Config>>,
     shared: SharedState,
     tls: Option<TlsAcceptor>,
@@ -82,7 +82,7 @@ impl Gateway {
     /// away than a gateway without teams allows.
     pub fn bind_with(config: Config, mut inherited: Inherited) -> Result<Self, StartError> {
         let shared = SharedState::new(&config)?;
-        let stack = stack::build(&config, &shared)?;
+        let assembly = stack::assemble(&config, &shared)?;
         shared.audit.switch(audit_file(&config)?);
         let certificate = certificate(&config)?;
         shared.certificate.set(certificate.as_ref().and_then(Certificate::validity), shared.clock.now());
@@ -108,7 +108,7 @@ impl Gateway {
             tracing::warn!("{warning}");
         }
         Ok(Self {
-            current: Arc::new(ArcSwap::from_pointee(stack)),
+            current: Arc::new(ArcSwap::from_pointee(assembly)),
             config: Arc::new(ArcSwap::from_pointee(config)),
             shared,
             tls,
@@ -249,7 +249,7 @@ impl Gateway {
             admin_stop,
         ));
 
-        let service = move |peer: &Arc<Peer>| Stack::clone(&current.load()).of(Arc::clone(peer));
+        let service = move |peer: &Arc<Peer>| current.load().stack.clone().of(Arc::clone(peer));
         // The listeners are open, so every connection from now on is served.
         on_state_change(Milestone::Ready);
         let connections = most_connections.min(settings.server.max_connections as usize);

@@ -1,7 +1,7 @@
 //! The path of a request through the layers, on one screen.
 //!
 //! Above the decode layer a request is HTTP. Between decode and the cache it is a `ClientQuery`, and below the cache an
-//! [`UpstreamCall`](crate::request::call::UpstreamCall). Read [`build`] from the top: that is the order in which a
+//! [`UpstreamCall`](crate::request::call::UpstreamCall). Read [`assemble`] from the top: that is the order in which a
 //! request passes the layers.
 
 mod registry;
@@ -156,12 +156,31 @@ impl SharedState {
     }
 }
 
+/// A stack, and the parts of it that the admin plane uses too.
+pub struct Assembly {
+    /// The layers.
+    pub stack: Stack,
+    /// The teams that it serves; only `local` if none are configured.
+    pub teams: Vec<Arc<Team>>,
+    /// Its layer that decodes queries. It finds the cache key of a query.
+    pub decode: DecodeLayer,
+}
+
 /// Builds the layers that `config` describes, around the shared state.
 ///
 /// # Errors
 ///
 /// If an extra trust root cannot be used.
 pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError> {
+    assemble(config, shared).map(|assembly| assembly.stack)
+}
+
+/// The same, with the parts that the admin plane uses too.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn assemble(config: &Config, shared: &SharedState) -> Result<Assembly, TrustError> {
     let SharedState { clock, metrics, store, registry, failure_delay, page_tokens, .. } = shared.clone();
     let SharedState { job_owners, writes, bodies, draining, shed, audit, live, traces, .. } = shared.clone();
     let accounts = accounts(config);
@@ -177,8 +196,18 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
     let sample = traces.is_some().then_some(config.telemetry.sample);
     let subscribers = subscribers(config, &metrics, traces, audit, &live);
     let shutdown = shutdown(&draining);
+    let callers = callers(config, &accounts, &registry, clock.now());
+    let teams = callers.teams();
+    let decode = DecodeLayer::new(
+        limits(config),
+        bodies,
+        fresh_pages(&store, clock),
+        page_tokens,
+        config.validate,
+        links(config),
+    );
 
-    Ok(ServiceBuilder::new()
+    let stack = ServiceBuilder::new()
         // Outermost, so that it sees the final status of every request, also of clients that leave.
         .layer(ObserveLayer::new(subscribers, sample, clock))
         // Outside all layers that answer, so that web pages can read errors too.
@@ -191,7 +220,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone, before a body is read.
         .layer(AuthenticateLayer::new(
-            callers(config, &accounts, &registry, clock.now()),
+            callers,
             &config.server.cors,
             config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             &upstream_rates(&budgets),
@@ -200,14 +229,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
             clock,
         ))
         // HTTP -> ClientQuery: the body, collected and canonical, with a team's policy. Response -> HTTP.
-        .layer(DecodeLayer::new(
-            limits(config),
-            bodies,
-            fresh_pages(&store, clock),
-            page_tokens,
-            config.validate,
-            links(config),
-        ))
+        .layer(decode.clone())
         // Links, 304, gzip, `Age` and `Cache-Status`, for responses of every origin.
         .layer(RepresentLayer::new(store.clone(), links(config), clock))
         // Query jobs: shared submissions, polls that wait, and queries that become jobs.
@@ -225,16 +247,8 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         .layer(WatchLayer::new(attempts, config.upstream.deadline.min(config.upstream.attempt_timeout), clock))
         // Innermost, so that no layer above ever has a secret, and no response that repeats one passes.
         .layer(SignLayer::new(signers, secrets, metrics, clock))
-        .service(upstream))
-}
-
-/// The team with this name, as the stack of this configuration has it.
-pub fn team(config: &Config, shared: &SharedState, name: &str) -> Option<Arc<Team>> {
-    let callers = match callers(config, &accounts(config), &shared.registry, shared.clock.now()) {
-        Callers::Everybody(caller, _) => vec![caller],
-        Callers::Teams(callers) => callers,
-    };
-    callers.into_iter().map(|caller| caller.team).find(|team| *team.name == *name)
+        .service(upstream);
+    Ok(Assembly { stack, teams, decode })
 }
 
 /// The names of all teams; only `local` if none are configured.
@@ -243,13 +257,6 @@ pub fn team_names(config: &Config) -> Vec<String> {
         true => vec![LOCAL.to_owned()],
         false => config.teams.iter().map(|team| team.name.clone()).collect(),
     }
-}
-
-/// The layer that decodes queries, without the rest of the stack. It finds the cache key of a query.
-pub fn decode_layer(config: &Config, shared: &SharedState) -> DecodeLayer {
-    let SharedState { store, clock, bodies, page_tokens, .. } = shared;
-    let (bodies, pages, tokens) = (bodies.clone(), fresh_pages(store, *clock), page_tokens.clone());
-    DecodeLayer::new(limits(config), bodies, pages, tokens, config.validate, links(config))
 }
 
 /// The team of all clients if no teams are configured.

@@ -24,7 +24,7 @@ use crate::core::error::GatewayError;
 use crate::core::json;
 use crate::core::peer::Peer;
 use crate::request::body::ResponseBody;
-use crate::stack::{self, Stack};
+use crate::stack::{self, Assembly};
 use crate::twilio::endpoint::Operation;
 
 /// The largest body, in bytes.
@@ -134,7 +134,8 @@ impl AdminState {
                 return bad(&format!("{error}; {FORM}"));
             }
         };
-        let Some(team) = stack::team(&config, &self.shared, &question.team) else {
+        let current = self.current.load_full();
+        let Some(team) = current.teams.iter().find(|team| *team.name == *question.team) else {
             return bad(&format!("there is no such team; the teams are {}", stack::team_names(&config).join(", ")));
         };
         let asked = match question.request() {
@@ -143,55 +144,22 @@ impl AdminState {
         };
         let is_metadata = asked.operation == Operation::Metadata;
         Some(match path {
-            "/explorer/cost" => self.cost(&config, &team, asked),
+            "/explorer/cost" => self.cost(&current, team, asked),
             "/explorer/query" if is_metadata => return bad("send query, or the pageToken of a further page"),
             "/explorer/metadata" if !is_metadata => return bad("for metadata, send only the team"),
-            _ => self.ask(&team, asked, peer).await,
+            _ => ask(&current, team, asked, peer).await,
         })
     }
 
-    /// Sends the request through the stack, and returns the data plane's response.
-    async fn ask(&self, team: &Team, asked: ResolvedRequest, peer: &Peer) -> Response<ResponseBody> {
-        let endpoint = asked.operation.endpoint();
-        let target = match asked.parameters.as_str() {
-            "" => endpoint.path.to_owned(),
-            parameters => format!("{}?{parameters}", endpoint.path),
-        };
-        let mut request = Request::new(Full::new(asked.body));
-        *request.method_mut() = endpoint.method.clone();
-        let Ok(target) = target.parse() else {
-            return refuse(StatusCode::BAD_REQUEST, "pageToken is too long");
-        };
-        *request.uri_mut() = target;
-        let headers = request.headers_mut();
-        headers.insert(header::HOST, HeaderValue::from_static("localhost"));
-        if asked.refresh {
-            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        }
-        let stack = Stack::clone(&self.stack.load()).of(Arc::new(peer.acting_as(&team.name)));
-        let mut response = match stack.oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
-        let headers = response.headers_mut();
-        for name in NOT_OURS {
-            headers.remove(name);
-        }
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        response
-    }
-
     /// What the request would cost. It is found from memory, so this itself costs nothing.
-    fn cost(&self, config: &Config, team: &Arc<Team>, asked: ResolvedRequest) -> Response<ResponseBody> {
+    fn cost(&self, current: &Assembly, team: &Arc<Team>, asked: ResolvedRequest) -> Response<ResponseBody> {
         let shared = &self.shared;
         let (cost, calls, message) = if !team.operations.allows(asked.operation.endpoint().permission) {
             let message = format!("team {} may not use {}", team.name, asked.operation.as_str());
             ("refused", 0, message)
         } else {
             let refresh = asked.refresh;
-            let preview = stack::decode_layer(config, shared);
-            let key = preview.key_of(team, asked.operation, &asked.parameters, asked.body, shared.clock.now());
+            let key = current.decode.key_of(team, asked.operation, &asked.parameters, asked.body, shared.clock.now());
             let freshness = key.map(|key| key.map(|key| shared.store.freshness(&key, shared.clock.moment())));
             describe(freshness, refresh)
         };
@@ -211,6 +179,38 @@ impl AdminState {
             }),
         )
     }
+}
+
+/// Sends the request through the stack, and returns the data plane's response.
+async fn ask(current: &Assembly, team: &Team, asked: ResolvedRequest, peer: &Peer) -> Response<ResponseBody> {
+    let endpoint = asked.operation.endpoint();
+    let target = match asked.parameters.as_str() {
+        "" => endpoint.path.to_owned(),
+        parameters => format!("{}?{parameters}", endpoint.path),
+    };
+    let mut request = Request::new(Full::new(asked.body));
+    *request.method_mut() = endpoint.method.clone();
+    let Ok(target) = target.parse() else {
+        return refuse(StatusCode::BAD_REQUEST, "pageToken is too long");
+    };
+    *request.uri_mut() = target;
+    let headers = request.headers_mut();
+    headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+    if asked.refresh {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    }
+    let stack = current.stack.clone().of(Arc::new(peer.acting_as(&team.name)));
+    let mut response = match stack.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    let headers = response.headers_mut();
+    for name in NOT_OURS {
+        headers.remove(name);
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 /// Whether the explorer is available: it is switched on, and either the admin plane requires a token or there are no

@@ -39,7 +39,7 @@ use self::state::AdminState;
 use crate::config::Config;
 use crate::core::clock::Instant;
 use crate::core::peer::Peer;
-use crate::stack::{SharedState, Stack};
+use crate::stack::{Assembly, SharedState};
 
 pub use self::caller::PeerAdmin;
 pub use self::probes::is_probe;
@@ -56,13 +56,13 @@ pub struct Admin(Arc<AdminState>);
 
 impl Admin {
     /// Serves the shared state and the current configuration. Not ready once `draining` is set. The explorer uses the
-    /// current `stack`, and the status page names `data` as the URL of the data plane. `beyond_loopback` says whether
+    /// `current` stack, and the status page names `data` as the URL of the data plane. `beyond_loopback` says whether
     /// other machines reach the admin listener. The configuration cannot say it, because a reload may change its
     /// address but moves no listener. Needs a tokio runtime.
     pub fn new(
         shared: SharedState,
         config: Arc<ArcSwap<Config>>,
-        stack: Arc<ArcSwap<Stack>>,
+        current: Arc<ArcSwap<Assembly>>,
         draining: Arc<OnceLock<Instant>>,
         data: Option<String>,
         beyond_loopback: bool,
@@ -70,7 +70,7 @@ impl Admin {
         let state = Arc::new(AdminState {
             shared,
             config,
-            stack,
+            current,
             draining,
             data,
             beyond_loopback,

@@ -12,13 +12,13 @@ use super::sessions::Sessions;
 use crate::config::Config;
 use crate::core::clock::Instant;
 use crate::health::Health;
-use crate::stack::{SharedState, Stack};
+use crate::stack::{Assembly, SharedState};
 
 /// The shared state that the admin plane shows, and its own.
 pub(super) struct AdminState {
     pub(super) shared: SharedState,
     pub(super) config: Arc<ArcSwap<Config>>,
-    pub(super) stack: Arc<ArcSwap<Stack>>,
+    pub(super) current: Arc<ArcSwap<Assembly>>,
     pub(super) draining: Arc<OnceLock<Instant>>,
     pub(super) data: Option<String>,
     pub(super) beyond_loopback: bool,

@@ -10,7 +10,7 @@ use super::prepare::{Milestone, OnReload, OnStateChange, audit_file, certificate
 use crate::config::{self, BoundListeners, Config, Files, Fingerprint, Sources};
 use crate::metrics::{ResultLabels, StaticLabel};
 use crate::server::tls::TlsAcceptor;
-use crate::stack::{self, SharedState, Stack};
+use crate::stack::{self, Assembly, SharedState};
 
 /// How often the configuration and secret files are checked. Their content counts, not their times: a Kubernetes volume
 /// replaces links, and a bind mount may report no change at all.
@@ -24,7 +24,7 @@ const MAX_DEBOUNCES: u32 = 5;
 /// Applies changed configurations until the gateway ends.
 pub(super) struct Reloader {
     pub(super) sources: Sources,
-    pub(super) current: Arc<ArcSwap<Stack>>,
+    pub(super) current: Arc<ArcSwap<Assembly>>,
     pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) shared: SharedState,
     pub(super) tls: Option<TlsAcceptor>,
@@ -116,7 +116,7 @@ impl Reloader {
         check_exposure(&new, &self.held)?;
         let certificate = certificate(&new).map_err(|error| error.to_string())?;
         let audit = audit_file(&new).map_err(|error| error.to_string())?;
-        let stack = stack::build(&new, &self.shared).map_err(|error| error.to_string())?;
+        let assembly = stack::assemble(&new, &self.shared).map_err(|error| error.to_string())?;
         if let (Some(acceptor), Some(certificate)) = (&self.tls, certificate) {
             self.shared.certificate.set(certificate.validity(), self.shared.clock.now());
             acceptor.replace(certificate);
@@ -131,7 +131,7 @@ impl Reloader {
             tracing::warn!(key, "this cannot change while the gateway runs; restart it");
         }
         (self.on_reload)(&new);
-        self.current.store(Arc::new(stack));
+        self.current.store(Arc::new(assembly));
         self.config.store(Arc::new(new));
         Ok(())
     }

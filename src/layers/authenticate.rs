@@ -68,6 +68,17 @@ pub enum Callers {
     Teams(Vec<Caller>),
 }
 
+impl Callers {
+    /// Their teams.
+    pub fn teams(&self) -> Vec<Arc<Team>> {
+        let callers = match self {
+            Self::Everybody(caller, _) => std::slice::from_ref(caller),
+            Self::Teams(callers) => callers,
+        };
+        callers.iter().map(|caller| Arc::clone(&caller.team)).collect()
+    }
+}
+
 /// Makes [`Authenticate`] services.
 #[derive(Clone)]
 pub struct AuthenticateLayer {
