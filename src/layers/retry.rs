@@ -26,7 +26,6 @@ use crate::core::clock::Clock;
 use crate::core::error::{GatewayError, Reason, Retry as Repeat};
 use crate::metrics::{ConfigLabel, Ending, Metrics, RetryLabels};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
-use crate::request::context::RequestContext;
 use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::Repeatability;
 
@@ -128,7 +127,7 @@ where
             let account = ConfigLabel(Arc::clone(&call.team.account.name));
             layer.metrics.retries.get_or_create(&RetryLabels { account, reason }).inc();
         };
-        let retried = once_sent(inner.clone().oneshot(call.clone()), &call.context, layer.clock, sent).await;
+        let retried = once_sent(inner.clone().oneshot(call.clone()), &call, sent).await;
         let refused = |error: &GatewayError| {
             use Reason::{CircuitOpen, Deadline, QueueFull, TeamRateLimit};
             matches!(error.reason(), Deadline | QueueFull | CircuitOpen | TeamRateLimit)
@@ -142,13 +141,12 @@ where
     result
 }
 
-/// The same as `retry`, which is a try of the call with this context. Calls `sent` when its attempt begins, if one does.
-async fn once_sent<F: Future>(retry: F, context: &RequestContext, clock: Clock, sent: impl FnOnce()) -> F::Output {
-    let attempts = || context.totals(clock.now()).attempts;
-    let (mut retry, before, mut sent) = (pin!(retry), attempts(), Some(sent));
+/// The same as `retry`, which is a try of `call`. Calls `sent` when its attempt begins, if one does.
+async fn once_sent<F: Future>(retry: F, call: &UpstreamCall, sent: impl FnOnce()) -> F::Output {
+    let (mut retry, before, mut sent) = (pin!(retry), call.sent.attempts(), Some(sent));
     poll_fn(|task| {
         let polled = retry.as_mut().poll(task);
-        if let Some(sent) = sent.take_if(|_| attempts() > before) {
+        if let Some(sent) = sent.take_if(|_| call.sent.attempts() > before) {
             sent();
         }
         polled

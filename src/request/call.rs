@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -11,6 +12,7 @@ use crate::core::clock::Instant;
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
 use crate::request::waiters::Waiters;
+use crate::semantics::trace::SpanId;
 use crate::twilio::endpoint::Endpoint;
 
 /// One upstream call, for all requests that wait for it.
@@ -36,6 +38,27 @@ pub struct UpstreamCall {
     pub waiters: Arc<Waiters>,
     /// Records its waits and attempts: the context of the client that leads, or a separate one for a refresh.
     pub context: Arc<RequestContext>,
+    /// How often it was sent.
+    pub sent: Sent,
+}
+
+/// How often a call was sent. The clones of the call count together. Its context may be that of other calls too.
+#[derive(Debug, Clone, Default)]
+pub struct Sent(Arc<AtomicU32>);
+
+impl Sent {
+    /// The number of attempts that have begun.
+    pub fn attempts(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl UpstreamCall {
+    /// Adds an attempt that begins now, at `begun`. Returns its number in the context.
+    pub fn attempt_begins(&self, begun: Instant, span: Option<SpanId>) -> usize {
+        self.sent.0.fetch_add(1, Ordering::Relaxed);
+        self.context.attempt_begins(begun, span)
+    }
 }
 
 #[cfg(test)]
@@ -54,6 +77,7 @@ impl UpstreamCall {
             deadline: Instant::now() + std::time::Duration::from_secs(90),
             waiters: Waiters::of_clients(),
             context: Arc::default(),
+            sent: Sent::default(),
         }
     }
 }

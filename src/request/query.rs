@@ -10,7 +10,7 @@ use http::HeaderMap;
 use crate::accounts::{Account, Team};
 use crate::core::clock::Instant;
 use crate::core::error::GatewayError;
-use crate::request::call::UpstreamCall;
+use crate::request::call::{Sent, UpstreamCall};
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
 use crate::request::response::{Redacted, Representation};
@@ -107,6 +107,7 @@ impl ClientQuery {
             deadline,
             waiters,
             context,
+            sent: Sent::default(),
         }
     }
 }

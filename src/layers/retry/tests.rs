@@ -38,7 +38,7 @@ async fn run_asking(
     let upstream = {
         let left = Arc::clone(&left);
         service_fn(move |call: UpstreamCall| {
-            call.context.attempt_begins(Instant::now(), None);
+            call.attempt_begins(Instant::now(), None);
             let next = left.lock().unwrap().pop_front().expect("an attempt beyond the script");
             std::future::ready(match next {
                 Ok(status) => Ok(UpstreamResponse {
@@ -153,7 +153,7 @@ async fn an_outage_is_not_multiplied() {
         let attempts = Arc::clone(&attempts);
         service_fn(move |call: UpstreamCall| {
             *attempts.lock().unwrap() += 1;
-            call.context.attempt_begins(Instant::now(), None);
+            call.attempt_begins(Instant::now(), None);
             upstream.oneshot(call)
         })
     };
@@ -175,7 +175,7 @@ async fn a_retry_that_is_not_sent_uses_up_nothing() {
             let is_first = call.context.totals(Instant::now()).attempts == 0;
             let refused = failing && !is_first;
             if !refused {
-                call.context.attempt_begins(Instant::now(), None);
+                call.attempt_begins(Instant::now(), None);
             }
             let status = if is_first { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
             let (headers, body) = (http::HeaderMap::new(), Bytes::new());
@@ -204,6 +204,31 @@ async fn a_retry_that_is_not_sent_uses_up_nothing() {
     assert_eq!(counted(&metrics), 3);
 }
 
+#[tokio::test(start_paused = true)]
+async fn attempts_of_another_call_of_the_same_request_are_not_those_of_a_retry() {
+    let other = call(Operation::JobStatus, 90 * S);
+    let submission = UpstreamCall { context: Arc::clone(&other.context), ..call(Operation::JobSubmit, 90 * S) };
+    let upstream = service_fn(move |call: UpstreamCall| {
+        let other = other.clone();
+        async move {
+            if call.sent.attempts() > 0 {
+                // While the retry waits for its token, and then finds the queue full.
+                other.attempt_begins(Instant::now(), None);
+                tokio::time::sleep(S).await;
+                return Err(GatewayError::new(Reason::QueueFull, "scripted"));
+            }
+            call.attempt_begins(Instant::now(), None);
+            let (status, headers, body) = (StatusCode::TOO_MANY_REQUESTS, http::HeaderMap::new(), Bytes::new());
+            Ok(UpstreamResponse { status, headers, body, next_token: None })
+        }
+    });
+    let metrics = Metrics::new();
+    let layer = RetryLayer::new(policy(), budgets(), Arc::clone(&metrics), Clock::new());
+    assert_eq!(layer.layer(upstream).oneshot(submission).await.unwrap_err().reason(), Reason::QueueFull);
+    let account = ConfigLabel("main".into());
+    assert_eq!(metrics.retries.get_or_create(&RetryLabels { account, reason: Ending::Status(429) }).get(), 0);
+}
+
 /// What `retries_total` counts for retries after a 503.
 fn counted(metrics: &Metrics) -> u64 {
     let account = ConfigLabel("main".into());
@@ -226,7 +251,7 @@ async fn retries_of_a_long_pause_are_not_sent_all_at_once() {
                     tokio::time::sleep_until(pause_ends).await;
                     sent.lock().unwrap().push(Instant::now());
                 }
-                call.context.attempt_begins(Instant::now(), None);
+                call.attempt_begins(Instant::now(), None);
                 let status = if is_first { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
                 let (headers, body) = (http::HeaderMap::new(), Bytes::new());
                 Ok::<_, GatewayError>(UpstreamResponse { status, headers, body, next_token: None })

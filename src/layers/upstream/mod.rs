@@ -131,7 +131,7 @@ impl Upstream {
         let span = call.context.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
         let begun = self.clock.now();
         // Before its end, which the client may not wait for.
-        let number = call.context.attempt_begins(begun, span);
+        let number = call.attempt_begins(begun, span);
         call.team.usage.attempted();
         let mut result = self.exchange(request, begun, &call).await;
         if let Ok(answer) = &mut result
