@@ -8,6 +8,7 @@ pub(crate) mod hot_requests;
 mod labels;
 
 use std::fmt::Write;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 pub use self::labels::{
     AccountLabels, AttemptLabels, BuildLabels, CauseLabels, ConfigLabel, Ending, NO_OPERATION, NoLabels, OutcomeLabels,
@@ -129,136 +130,68 @@ pub struct Metrics {
 impl Metrics {
     /// A new set. Each gateway has its own, so that several can run in one process.
     pub fn new() -> Arc<Self> {
-        let mut metrics = Self {
-            registry: Registry::with_prefix("insights_gateway"),
-            requests: Family::default(),
-            errors: Family::default(),
-            request_duration: Family::new_with_constructor(Seconds),
-            upstream_attempts: Family::default(),
-            upstream_duration: Family::new_with_constructor(Seconds),
-            upstream_wait: Family::new_with_constructor(Seconds),
-            upstream_in_flight: Family::default(),
-            retries: Family::default(),
-            budget_tokens: Family::default(),
-            budget_paused: Family::default(),
-            budget_rate: Family::default(),
-            circuit_state: Family::default(),
-            queue_length: Family::default(),
-            credentials_rejected: Family::default(),
-            cache_entries: Gauge::default(),
-            cache_bytes: Gauge::default(),
-            cache_capacity: Gauge::default(),
-            cache_evictions: Family::default(),
-            cache_settled: Family::default(),
-            cache_disk_entries: Gauge::default(),
-            cache_disk_bytes: Gauge::default(),
-            cache_disk_writes: Family::default(),
-            shared_up: Family::default(),
-            shared_operations: Family::default(),
-            shared_duration: Family::new_with_constructor(Seconds),
-            shared_unsealed: Counter::default(),
-            shared_skipped: Family::default(),
-            replicas: Family::default(),
-            spans: Family::default(),
-            credential_echoes: Family::default(),
-            audit_records: Family::default(),
-            reloads: Family::default(),
-            health_state: Gauge::default(),
-            certificate_expiry: Family::default(),
-            token_expiry: Family::default(),
-            uptime: Gauge::default(),
-            build: Family::default(),
+        let mut registry = Registry::with_prefix("insights_gateway");
+        let r = &mut registry;
+        let metrics = Self {
+            requests: register(r, "requests", "Requests by team, operation, outcome and status"),
+            errors: register(r, "errors", "Errors that the gateway itself made, by reason"),
+            request_duration: histogram(r, "request_duration_seconds", "Time from a request's head to its answer's"),
+            upstream_attempts: register(
+                r,
+                "upstream_attempts",
+                "Attempts sent upstream, retries and refreshes included",
+            ),
+            upstream_duration: histogram(r, "upstream_duration_seconds", "Time of one upstream attempt"),
+            upstream_wait: histogram(r, "upstream_wait_seconds", "Time that an attempt waited for its token"),
+            upstream_in_flight: register(r, "upstream_in_flight", "Attempts in progress"),
+            retries: register(r, "retries", "Attempts after a call's first, by how the previous one ended"),
+            budget_tokens: register(r, "budget_tokens", "Tokens in the account's bucket; negative while it is in debt"),
+            budget_paused: register(r, "budget_paused_seconds", "Seconds until the account's pause ends"),
+            budget_rate: register(r, "budget_rate_per_second", "Tokens a second that the bucket gets now"),
+            circuit_state: register(r, "circuit_state", "0 closed, 1 half open, 2 open"),
+            queue_length: register(r, "queue_length", "Calls waiting for a token"),
+            credentials_rejected: register(
+                r,
+                "credentials_rejected",
+                "Whether Twilio rejects the account's credentials",
+            ),
+            cache_entries: register(r, "cache_entries", "Pages in memory"),
+            cache_bytes: register(r, "cache_bytes", "Bytes of keys and pages"),
+            cache_capacity: register(r, "cache_capacity_bytes", "Bytes that keys and pages may take"),
+            cache_evictions: register(r, "cache_evictions", "Pages removed, by cause"),
+            cache_settled: register(r, "cache_settled", "Query pages stored, by whether they are settled, or why not"),
+            cache_disk_entries: register(r, "cache_disk_entries", "Pages on disk"),
+            cache_disk_bytes: register(r, "cache_disk_bytes", "Bytes that pages take on disk"),
+            cache_disk_writes: register(r, "cache_disk_writes", "Pages to be written to the disk, by result"),
+            shared_up: register(r, "shared_up", "Whether the shared store is reached"),
+            shared_operations: register(r, "shared_operations", "Operations on the shared store, by result"),
+            shared_duration: histogram(r, "shared_duration_seconds", "Time of one operation on the shared store"),
+            shared_unsealed: register(r, "shared_unsealed", "Values of the shared store that could not be opened"),
+            shared_skipped: register(r, "shared_skipped", "Pages that were not put into the shared store, by reason"),
+            replicas: register(r, "replicas", "Replicas that share the store now"),
+            spans: register(r, "spans", "Spans of traces, by whether they reached the collector"),
+            credential_echoes: register(
+                r,
+                "credential_echoes",
+                "Answers withheld because they repeated the account's credentials",
+            ),
+            audit_records: register(r, "audit_records", "Records of the audit log, by whether they were written"),
+            reloads: register(r, "reloads", "Configuration reloads by result"),
+            health_state: register(r, "health_state", "0 ok, 1 degraded, 2 failing"),
+            certificate_expiry: register(
+                r,
+                "listener_certificate_expiry_timestamp_seconds",
+                "When the data plane's certificate ends, in seconds since 1970",
+            ),
+            token_expiry: register(
+                r,
+                "team_token_expiry_timestamp_seconds",
+                "When the next of a team's tokens ends, in seconds since 1970",
+            ),
+            uptime: register(r, "uptime_seconds", "Seconds since the start"),
+            build: register(r, "build_info", "The version, as a label"),
+            registry,
         };
-        let r = &mut metrics.registry;
-        r.register("requests", "Requests by team, operation, outcome and status", metrics.requests.clone());
-        r.register("errors", "Errors that the gateway itself made, by reason", metrics.errors.clone());
-        r.register(
-            "request_duration_seconds",
-            "Time from a request's head to its answer's",
-            metrics.request_duration.clone(),
-        );
-        r.register(
-            "upstream_attempts",
-            "Attempts sent upstream, retries and refreshes included",
-            metrics.upstream_attempts.clone(),
-        );
-        r.register("upstream_duration_seconds", "Time of one upstream attempt", metrics.upstream_duration.clone());
-        r.register("upstream_wait_seconds", "Time that an attempt waited for its token", metrics.upstream_wait.clone());
-        r.register("upstream_in_flight", "Attempts in progress", metrics.upstream_in_flight.clone());
-        r.register("retries", "Attempts after a call's first, by how the previous one ended", metrics.retries.clone());
-        r.register(
-            "budget_tokens",
-            "Tokens in the account's bucket; negative while it is in debt",
-            metrics.budget_tokens.clone(),
-        );
-        r.register("budget_paused_seconds", "Seconds until the account's pause ends", metrics.budget_paused.clone());
-        r.register("budget_rate_per_second", "Tokens a second that the bucket gets now", metrics.budget_rate.clone());
-        r.register("circuit_state", "0 closed, 1 half open, 2 open", metrics.circuit_state.clone());
-        r.register("queue_length", "Calls waiting for a token", metrics.queue_length.clone());
-        r.register(
-            "credentials_rejected",
-            "Whether Twilio rejects the account's credentials",
-            metrics.credentials_rejected.clone(),
-        );
-        r.register("cache_entries", "Pages in memory", metrics.cache_entries.clone());
-        r.register("cache_bytes", "Bytes of keys and pages", metrics.cache_bytes.clone());
-        r.register("cache_capacity_bytes", "Bytes that keys and pages may take", metrics.cache_capacity.clone());
-        r.register("cache_evictions", "Pages removed, by cause", metrics.cache_evictions.clone());
-        r.register(
-            "cache_settled",
-            "Query pages stored, by whether they are settled, or why not",
-            metrics.cache_settled.clone(),
-        );
-        r.register("cache_disk_entries", "Pages on disk", metrics.cache_disk_entries.clone());
-        r.register("cache_disk_bytes", "Bytes that pages take on disk", metrics.cache_disk_bytes.clone());
-        r.register(
-            "cache_disk_writes",
-            "Pages to be written to the disk, by result",
-            metrics.cache_disk_writes.clone(),
-        );
-        r.register("shared_up", "Whether the shared store is reached", metrics.shared_up.clone());
-        r.register("shared_operations", "Operations on the shared store, by result", metrics.shared_operations.clone());
-        r.register(
-            "shared_duration_seconds",
-            "Time of one operation on the shared store",
-            metrics.shared_duration.clone(),
-        );
-        r.register(
-            "shared_unsealed",
-            "Values of the shared store that could not be opened",
-            metrics.shared_unsealed.clone(),
-        );
-        r.register(
-            "shared_skipped",
-            "Pages that were not put into the shared store, by reason",
-            metrics.shared_skipped.clone(),
-        );
-        r.register("replicas", "Replicas that share the store now", metrics.replicas.clone());
-        r.register("spans", "Spans of traces, by whether they reached the collector", metrics.spans.clone());
-        r.register(
-            "credential_echoes",
-            "Answers withheld because they repeated the account's credentials",
-            metrics.credential_echoes.clone(),
-        );
-        r.register(
-            "audit_records",
-            "Records of the audit log, by whether they were written",
-            metrics.audit_records.clone(),
-        );
-        r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
-        r.register("health_state", "0 ok, 1 degraded, 2 failing", metrics.health_state.clone());
-        r.register(
-            "listener_certificate_expiry_timestamp_seconds",
-            "When the data plane's certificate ends, in seconds since 1970",
-            metrics.certificate_expiry.clone(),
-        );
-        r.register(
-            "team_token_expiry_timestamp_seconds",
-            "When the next of a team's tokens ends, in seconds since 1970",
-            metrics.token_expiry.clone(),
-        );
-        r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());
-        r.register("build_info", "The version, as a label", metrics.build.clone());
         metrics.begin_at_zero();
         Arc::new(metrics)
     }
@@ -338,6 +271,24 @@ impl Metrics {
             .observe(took.as_secs_f64());
         self.upstream_attempts.get_or_create(&AttemptLabels { account, operation, status }).inc();
     }
+}
+
+/// A new metric in the registry.
+fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// A new family of histograms of durations in the registry.
+fn histogram<L>(registry: &mut Registry, name: &str, help: &str) -> Family<L, Histogram, Seconds>
+where
+    Family<L, Histogram, Seconds>: Metric,
+    L: Clone + Eq + Hash,
+{
+    let metric = Family::new_with_constructor(Seconds);
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ def registered():
     structures = dict(re.findall(r"pub struct (\w+Labels) \{(.*?)\}", text, re.S))
     fields = {field: (labels, kind) for field, labels, kind in re.findall(r"pub (\w+): (?:Family<(\w+), )?(\w+)", text)}
     found = {}
-    for name, field in re.findall(r'register\(\s*"(\w+)",\s*"[^"]*",\s*metrics\.(\w+)\.clone', text):
+    for field, name in re.findall(r'(\w+): (?:register|histogram)\(\s*r,\s*"(\w+)"', text):
         labels, kind = fields[field]
         name = f"insights_gateway_{name}" + ("_total" if kind == "Counter" else "")
         found[name] = set(re.findall(r"pub (\w+):", structures.get(labels, "")))
