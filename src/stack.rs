@@ -19,6 +19,7 @@ use crate::budget::AccountBudget;
 use crate::cache::{DiskSettings, Store};
 use crate::config::Config;
 use crate::core::clock::{Clock, Instant};
+use crate::core::draining::Draining;
 use crate::core::reloads::Reloads;
 use crate::core::validity::CertificateInUse;
 use crate::layers::authenticate::{
@@ -28,8 +29,8 @@ use crate::layers::budget::{Budget, BudgetLayer};
 use crate::layers::cache::{self, CacheLayer, Caching, PendingWrites};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
-use crate::layers::drain::{Drain, DrainLayer, Draining};
-use crate::layers::jobs::{self, JobOwners, Jobs, JobsLayer, Shutdown};
+use crate::layers::drain::{Drain, DrainLayer};
+use crate::layers::jobs::{self, JobOwners, Jobs, JobsLayer};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer};
 use crate::layers::represent::{Represent, RepresentLayer};
 use crate::layers::rescue::{Rescue, RescueLayer};
@@ -195,7 +196,6 @@ pub fn assemble(config: &Config, shared: &SharedState) -> Result<Assembly, Trust
 
     let sample = traces.is_some().then_some(config.telemetry.sample);
     let subscribers = subscribers(config, &metrics, traces, audit, &live);
-    let shutdown = shutdown(&draining);
     let callers = callers(config, &accounts, &registry, clock.now());
     let teams = callers.teams();
     let decode = DecodeLayer::new(
@@ -215,7 +215,7 @@ pub fn assemble(config: &Config, shared: &SharedState) -> Result<Assembly, Trust
         // The only place where an error becomes a status.
         .layer(RescueLayer)
         // Refuses requests that come too late during a shutdown, and ends those that take too long.
-        .layer(DrainLayer::new(draining))
+        .layer(DrainLayer::new(draining.clone()))
         // Before anything expensive: refuses requests beyond a number of concurrent ones.
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone, before a body is read.
@@ -233,7 +233,7 @@ pub fn assemble(config: &Config, shared: &SharedState) -> Result<Assembly, Trust
         // Links, 304, gzip, `Age` and `Cache-Status`, for responses of every origin.
         .layer(RepresentLayer::new(store.clone(), links(config), clock))
         // Query jobs: shared submissions, polls that wait, and queries that become jobs.
-        .layer(JobsLayer::new(store.clone(), job_owners, jobs_settings(config), shutdown, clock))
+        .layer(JobsLayer::new(store.clone(), job_owners, jobs_settings(config), draining, clock))
         // Hits end here. Each miss becomes one call.
         .layer(
             CacheLayer::new(store, cache_policy(config), same_data(&accounts), Arc::clone(&metrics), clock)
@@ -384,14 +384,6 @@ fn links(config: &Config) -> Links {
 
 fn jobs_settings(config: &Config) -> jobs::Settings {
     jobs::Settings { dedup: config.cache.jobs.dedup, deadline: config.upstream.deadline }
-}
-
-fn shutdown(draining: &Draining) -> Shutdown {
-    let draining = draining.clone();
-    Shutdown::new(move || {
-        let draining = draining.clone();
-        Box::pin(async move { draining.begun().await })
-    })
 }
 
 fn cache_policy(config: &Config) -> cache::Policy {

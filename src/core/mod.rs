@@ -6,6 +6,7 @@ pub(crate) mod cause;
 pub(crate) mod chain;
 pub mod clock;
 pub(crate) mod der;
+pub mod draining;
 pub(crate) mod episode;
 pub mod error;
 pub(crate) mod escape;

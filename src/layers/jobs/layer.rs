@@ -7,9 +7,9 @@ use bytes::Bytes;
 use tower::{Layer, Service, ServiceExt};
 
 use super::owners::JobOwners;
-use super::shutdown::Shutdown;
 use crate::cache::{CacheResponse, Store};
 use crate::core::clock::Clock;
+use crate::core::draining::Draining;
 use crate::core::error::GatewayError;
 use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery};
@@ -34,15 +34,15 @@ pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) owners: JobOwners,
     pub(super) settings: Settings,
-    pub(super) shutdown: Shutdown,
+    pub(super) draining: Draining,
     pub(super) clock: Clock,
 }
 
 impl JobsLayer {
-    /// Reads known jobs from `store`, and records in `owners` which policy each job belongs to. Holds no client once the
-    /// `shutdown` has begun.
-    pub fn new(store: Store, owners: JobOwners, settings: Settings, shutdown: Shutdown, clock: Clock) -> Self {
-        Self(Arc::new(Shared { store, owners, settings, shutdown, clock }))
+    /// Reads known jobs from `store`, and records in `owners` which policy each job belongs to. Holds no client once
+    /// `draining` has begun.
+    pub fn new(store: Store, owners: JobOwners, settings: Settings, draining: Draining, clock: Clock) -> Self {
+        Self(Arc::new(Shared { store, owners, settings, draining, clock }))
     }
 }
 

@@ -28,7 +28,6 @@ mod owners;
 mod policies;
 mod polls;
 mod respond_async;
-mod shutdown;
 mod status;
 mod submissions;
 
@@ -42,7 +41,6 @@ use self::layer::Answered;
 pub use self::layer::{Jobs, JobsLayer, Settings};
 pub use self::owners::JobOwners;
 use self::policies::scope;
-pub use self::shutdown::Shutdown;
 use crate::cache::CacheResponse;
 use crate::core::error::GatewayError;
 use crate::request::query::ClientQuery;

@@ -168,7 +168,7 @@ where
         if !is_known && until > clock.now() {
             tokio::select! {
                 biased;
-                () = self.shared.shutdown.begun() => return None,
+                () = self.shared.draining.begun() => return None,
                 () = tokio::time::sleep_until(until.min(query.deadline)) => {}
             }
         }

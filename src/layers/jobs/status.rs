@@ -3,7 +3,6 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::future::FutureExt;
 use tower::Service;
 
 use super::answers::{has_failed, retry_after};
@@ -31,8 +30,8 @@ where
         query.directives.cache = self.shielded(&query);
         let CacheDirectives { only_if_cached, .. } = query.directives.cache;
         let mut waits = query.directives.wait.is_some();
-        let shutdown = if waits { self.shared.shutdown.begun() } else { Box::pin(std::future::pending()) };
-        let mut shutdown = shutdown.fuse();
+        // Polled while the client waits, and not again after it has ended.
+        let mut shutdown = pin!(self.shared.draining.begun());
         let mut last = None;
         loop {
             let mut poll = pin!(self.poll(query.clone()));

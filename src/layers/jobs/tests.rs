@@ -2,7 +2,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode, header};
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 
@@ -13,6 +12,7 @@ use crate::accounts::{PerAccount, Team};
 use crate::cache::known_jobs::KnownJob;
 use crate::cache::{Purge, Store, UnstoredResponse};
 use crate::core::clock::Clock;
+use crate::core::draining::Draining;
 use crate::core::error::Reason;
 use crate::core::outcome::Outcome;
 use crate::layers::cache::{self, CacheLayer, Caching, JobLifetimes};
@@ -123,8 +123,7 @@ struct Rig {
     jobs: Jobs<Caching<Twilio>>,
     upstream: Twilio,
     store: Store,
-    /// Whether the process shuts down.
-    down: watch::Sender<bool>,
+    draining: Draining,
     clock: Clock,
 }
 
@@ -146,19 +145,12 @@ impl Rig {
     fn over(store: Store, policy: cache::Policy, upstream: Twilio) -> Self {
         let (metrics, clock) = (Metrics::new(), Clock::simulated());
         let settings = Settings { dedup: policy.jobs.dedup, deadline: policy.deadline };
-        let down = watch::Sender::new(false);
-        let shutdown = {
-            let down = down.subscribe();
-            Shutdown::new(move || {
-                let mut down = down.clone();
-                Box::pin(async move { drop(down.wait_for(|down| *down).await) })
-            })
-        };
-        let layer = JobsLayer::new(store.clone(), JobOwners::default(), settings, shutdown, clock);
+        let draining = Draining::default();
+        let layer = JobsLayer::new(store.clone(), JobOwners::default(), settings, draining.clone(), clock);
         let cache =
             CacheLayer::new(store.clone(), policy, PerAccount::example(Arc::from(["main".into()])), metrics, clock)
                 .layer(upstream.clone());
-        Self { jobs: layer.layer(cache), upstream, store, down, clock }
+        Self { jobs: layer.layer(cache), upstream, store, draining, clock }
     }
 
     /// The cache in front of a Twilio that takes this long.

@@ -118,12 +118,12 @@ async fn a_shutdown_ends_waits_with_the_last_known_status() {
     let rig = Rig::with(LIFETIMES, 2 * S, twilio(|_, _| "RUNNING"));
     rig.submit().await;
     rig.status("op_1").await;
-    let shut_down = async |after| {
+    let shut_down = async |rig: &Rig, after| {
         tokio::time::sleep(after).await;
-        rig.down.send_replace(true);
+        rig.draining.begin();
     };
     let (begun, hold) = (Instant::now(), || rig.ask(waiting(rig.query(Operation::JobStatus, "op_1"), 60)));
-    let (status, ()) = tokio::join!(hold(), shut_down(3 * S));
+    let (status, ()) = tokio::join!(hold(), shut_down(&rig, 3 * S));
     let status = status.unwrap();
     assert_eq!((begun.elapsed(), body(&status), wait(&status)), (3 * S, job("op_1", "RUNNING"), Some(7)));
     assert_eq!((status.age, rig.calls(Operation::JobStatus)), (Some(3 * S), 1));
@@ -131,11 +131,11 @@ async fn a_shutdown_ends_waits_with_the_last_known_status() {
     hold().await.unwrap();
     assert_eq!(begun.elapsed(), 3 * S);
     // A poll that is on its way is not waited for if there is another answer.
-    for (id, elapsed) in [("op_2", 1), ("op_9", 2)] {
-        rig.down.send_replace(false);
-        rig.ask(forced(rig.submission())).await.unwrap();
+    for (id, elapsed) in [("op_1", 1), ("op_9", 2)] {
+        let rig = Rig::with(LIFETIMES, 2 * S, twilio(|_, _| "RUNNING"));
+        rig.submit().await;
         let begun = Instant::now();
-        let (status, ()) = tokio::join!(rig.ask(waiting(rig.query(Operation::JobStatus, id), 60)), shut_down(S));
+        let (status, ()) = tokio::join!(rig.ask(waiting(rig.query(Operation::JobStatus, id), 60)), shut_down(&rig, S));
         let told = if elapsed == 1 { accepted(id) } else { job(id, "RUNNING") };
         assert_eq!((begun.elapsed().as_secs(), body(&status.unwrap())), (elapsed, told), "{id}");
     }

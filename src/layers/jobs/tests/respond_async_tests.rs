@@ -203,16 +203,15 @@ async fn respond_async_waits_for_the_call_that_renews_a_stale_page() {
 
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_ends_the_watch_of_a_job() {
-    let rig = rig_of_jobs(60, Duration::ZERO);
     for elapsed in [2, 7] {
+        let rig = rig_of_jobs(60, Duration::ZERO);
         let begun = Instant::now();
         let (accepted, ()) = tokio::join!(rig.ask(waiting(asynchronous(&rig, ""), 30)), async {
             tokio::time::sleep(S * elapsed).await;
-            rig.down.send_replace(true);
+            rig.draining.begin();
         });
         let accepted = accepted.unwrap();
         assert_eq!((accepted.representation().status.as_u16(), applied(&accepted)), (202, true));
         assert_eq!(begun.elapsed(), S * elapsed);
-        rig.down.send_replace(false);
     }
 }

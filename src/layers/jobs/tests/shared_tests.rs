@@ -12,10 +12,10 @@ fn replica(grants: &Arc<MemoryGrants>) -> Rig {
         }
         _ => jobs(call),
     });
-    let Shared { store, settings, shutdown, clock, .. } = &*rig.jobs.shared;
+    let Shared { store, settings, draining, clock, .. } = &*rig.jobs.shared;
     let owners = JobOwners::default().shared_by(Arc::clone(grants) as _);
     let shared =
-        Shared { store: store.clone(), owners, settings: *settings, shutdown: shutdown.clone(), clock: *clock };
+        Shared { store: store.clone(), owners, settings: *settings, draining: draining.clone(), clock: *clock };
     Rig { jobs: Jobs { shared: Arc::new(shared), ..rig.jobs }, ..rig }
 }
 

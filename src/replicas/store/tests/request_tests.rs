@@ -20,12 +20,13 @@ use crate::budget::{AccountBudget, CircuitPolicy, Limits};
 use crate::cache::{Candidate, InsertOutcome, Purge, PurgeCompletion, PurgeOutcome, Replacement, Store, Tier};
 use crate::config::{Servers, StoreUrl};
 use crate::core::backoff::Backoff;
+use crate::core::draining::Draining;
 use crate::core::peer::{Origin, Peer};
 use crate::core::units::Rate;
 use crate::layers::budget::BudgetLayer;
 use crate::layers::cache::{self, CacheLayer, JobLifetimes};
 use crate::layers::decode::{self, Bodies, DecodeLayer, FreshPages, IssuedPageTokens};
-use crate::layers::jobs::{self, JobOwners, JobsLayer, Shutdown};
+use crate::layers::jobs::{self, JobOwners, JobsLayer};
 use crate::layers::represent::RepresentLayer;
 use crate::replicas::connection::{Connection, Script};
 use crate::replicas::{SharedFlights, SharedQuota, StoredGrants};
@@ -306,8 +307,8 @@ impl Gateway {
         let names = PerAccount::example(Arc::from(["main".into()]));
         let cached = CacheLayer::new(store.clone(), NOT_SHARED, names, metrics, clock).layer(budget.layer(upstream));
         let settings = jobs::Settings { dedup: S, deadline: 90 * S };
-        let shutdown = Shutdown::new(|| pending().boxed());
-        let jobs = JobsLayer::new(store.clone(), self.owners.clone(), settings, shutdown, clock).layer(cached);
+        let jobs =
+            JobsLayer::new(store.clone(), self.owners.clone(), settings, Draining::default(), clock).layer(cached);
         let mut gateway = self.decode.layer(RepresentLayer::new(store, links(), clock).layer(jobs));
         let endpoint = operation.endpoint();
         let request = Request::builder().method(Method::POST).uri(format!("{}?{query}", endpoint.path));
