@@ -180,6 +180,11 @@ impl Reason {
         )
     }
 
+    /// Whether a call that failed for this reason got no token of its account, and was not sent.
+    pub fn is_of_the_budget(self) -> bool {
+        matches!(self, Self::CircuitOpen | Self::Deadline | Self::QueueFull | Self::TeamRateLimit)
+    }
+
     /// Whether the caller has to change something.
     pub fn is_callers(self) -> bool {
         self.status().is_client_error()

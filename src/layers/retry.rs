@@ -23,7 +23,7 @@ pub use self::allowance::RetryBudget;
 use crate::accounts::PerAccount;
 use crate::core::backoff::Backoff;
 use crate::core::clock::Clock;
-use crate::core::error::{GatewayError, Reason, Retry as Repeat};
+use crate::core::error::{GatewayError, Retry as Repeat};
 use crate::metrics::{ConfigLabel, Ending, Metrics, RetryLabels};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::semantics::upstream_headers;
@@ -128,11 +128,7 @@ where
             layer.metrics.retries.get_or_create(&RetryLabels { account, reason }).inc();
         };
         let retried = once_sent(inner.clone().oneshot(call.clone()), &call, sent).await;
-        let refused = |error: &GatewayError| {
-            use Reason::{CircuitOpen, Deadline, QueueFull, TeamRateLimit};
-            matches!(error.reason(), Deadline | QueueFull | CircuitOpen | TeamRateLimit)
-        };
-        if again != Again::AfterThePause && retried.as_ref().is_err_and(refused) {
+        if again != Again::AfterThePause && retried.as_ref().is_err_and(|refused| refused.reason().is_of_the_budget()) {
             // The error of the refused retry is not the reason for which this request failed.
             return result;
         }

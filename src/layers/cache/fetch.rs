@@ -171,16 +171,11 @@ where
                 let status = response.representation().status;
                 status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
             }
-            Err(error) => matches!(
-                error.reason(),
-                Reason::UpstreamUnreachable
-                    | Reason::UpstreamInvalid
-                    | Reason::UpstreamTimeout
-                    | Reason::Deadline
-                    | Reason::TeamRateLimit
-                    | Reason::QueueFull
-                    | Reason::CircuitOpen
-            ),
+            Err(error) => {
+                use Reason::{UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable};
+                let reason = error.reason();
+                reason.is_of_the_budget() || matches!(reason, UpstreamUnreachable | UpstreamInvalid | UpstreamTimeout)
+            }
         };
         // A client that asks for a new job does not want an earlier one.
         let failed = failed && !(query.endpoint.cache == CacheClass::Job && query.directives.cache.no_cache);

@@ -54,9 +54,7 @@ impl CacheLayer {
 fn is_failure_for_all(call: &UpstreamCall, finished: &FlightResult) -> bool {
     let has_failed = match &finished.result {
         Ok(answer) => job::is_failed_poll(answer.status),
-        Err(error) => {
-            matches!(error.reason(), Reason::UpstreamInvalid | Reason::UpstreamRateLimit | Reason::UpstreamTimeout)
-        }
+        Err(error) => matches!(error.reason(), Reason::UpstreamInvalid | Reason::UpstreamTimeout),
     };
     has_failed && call.endpoint.operation == Operation::JobStatus
 }

@@ -71,14 +71,14 @@ fn changes_nothing(answered: &Answered) -> bool {
     match answered {
         // After a 408 from something in between, Twilio may have got the whole write.
         Ok(answer) => answer.status.is_client_error() && answer.status != StatusCode::REQUEST_TIMEOUT,
-        Err(error) => error.retry() == Retry::NothingSent || error.is_abandoned() || is_refused(error.reason()),
+        Err(error) => {
+            let reason = error.reason();
+            error.retry() == Retry::NothingSent
+                || error.is_abandoned()
+                || reason.is_of_the_budget()
+                || reason == Reason::UpstreamRejectedCredentials
+        }
     }
-}
-
-/// Whether a call with this error was not sent, or was refused by Twilio.
-fn is_refused(reason: Reason) -> bool {
-    use Reason::{CircuitOpen, Deadline, QueueFull, TeamRateLimit, UpstreamRejectedCredentials};
-    matches!(reason, Deadline | QueueFull | CircuitOpen | TeamRateLimit | UpstreamRejectedCredentials)
 }
 
 /// Drops the stored metadata and queries of an account, under each of its names. Returns when memory has none of them

@@ -6,6 +6,7 @@ use tower::service_fn;
 
 use super::*;
 use crate::core::clock::Instant;
+use crate::core::error::Reason;
 use crate::request::waiters::Waiters;
 use crate::twilio::endpoint::Operation;
 
