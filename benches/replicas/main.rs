@@ -89,7 +89,9 @@ fn operations() -> Vec<(&'static str, Vec<String>)> {
                    return {time[1] .. string.format('%06d', time[2]), value}";
     // A page of 36 KiB, sealed.
     let page = "x".repeat(5_700);
-    let grant = include_str!("../../src/replicas/budget.lua");
+    // Without comments and indentation, as it is sent.
+    let grant = include_str!("../../src/replicas/budget.lua").lines().map(str::trim);
+    let grant = Vec::from_iter(grant.filter(|line| !line.starts_with("--"))).join("\n");
     let keys = ["{account}:budget", "{account}:limits", "{account}:waiting", "{account}:teams"];
     // A replica that asks for one token of a million a second, for one team: the arguments in the order of the script.
     let asks = ["replica", "1", "1000000", "0", "0", "1", "10000", "5000000", "150000", "1000000", "4000"];
@@ -100,7 +102,10 @@ fn operations() -> Vec<(&'static str, Vec<String>)> {
         ("`SET` of 5.7 KB", words(&["SET", "page", &page])),
         ("`GET` of 5.7 KB", words(&["GET", "page"])),
         ("pages: the script of a look-up, 5.7 KB", words(&["EVAL", look_up, "1", "page"])),
-        ("grants: the script of the budget", words(&[&["EVAL", grant, "4"], &keys[..], &asks, &known, &team].concat())),
+        (
+            "grants: the script of the budget",
+            words(&[&["EVAL", &grant, "4"], &keys[..], &asks, &known, &team].concat()),
+        ),
     ]
 }
 

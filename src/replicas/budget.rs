@@ -38,6 +38,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
+#[cfg(test)]
+pub(super) use self::ledger::SCRIPT;
 use self::ledger::{Ledger, StoreLedger};
 use self::replica_state::ReplicaState;
 use super::{SharedStore, StoreError};

@@ -46,6 +46,7 @@ use redis::Cmd;
 use tokio::sync::oneshot;
 
 use super::clock::{self, Due};
+use super::script::LuaScript;
 use super::seal::Context;
 use super::{LARGE, LONGEST_BODY, SharedStore, StoreError};
 use crate::cache::Purge;
@@ -88,7 +89,7 @@ const ENDED_LARGE: u8 = 4;
 /// microseconds or -1, 1 if one that has stored its response does, from and until when the claim is due, and how long a
 /// lock lasts at most whose flight has stored its response, in milliseconds. Returns what the caller has to do, the id
 /// of the flight, and when it began: its age where another has it. Where the claim is not due, the time.
-const CLAIM: &str = r"
+pub(super) static CLAIM: LuaScript = LuaScript::of(&[r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local time = redis.call('TIME')
@@ -115,12 +116,12 @@ redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'id', ARGV[1], 'begun', begun)
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return {0, ARGV[1], begun}
-";
+"]);
 
 /// Keys: the lock. Arguments: the leader's flight, the lease in milliseconds, when the flight began, from and until
 /// when the renewal is due. Takes the lock again if the store has lost it. Returns 0 if another flight has it, 2 if
 /// clients of another replica wait, otherwise 1, and the time with a minus sign where the renewal is not due.
-const RENEW: &str = r"
+static RENEW: LuaScript = LuaScript::of(&[r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local time = redis.call('TIME')
@@ -134,12 +135,12 @@ elseif id ~= ARGV[1] then
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return redis.call('HEXISTS', KEYS[1], 'clients') == 1 and 2 or 1
-";
+"]);
 
 /// Keys: the lock and the end. Arguments: the leader's flight; `lost`, `stored`, `large` (which is stored too) or
 /// `ended`; how long it is known to have stored its response in milliseconds; the end, empty at first; how long that is
 /// kept in milliseconds. Returns 1, and does nothing, if the end is empty and others wait for it.
-const END: &str = r"
+static END: LuaScript = LuaScript::of(&[r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local has_lock = redis.call('HGET', KEYS[1], 'id') == ARGV[1]
@@ -155,12 +156,12 @@ elseif has_lock then
   redis.call('DEL', KEYS[1])
 end
 return 0
-";
+"]);
 
 /// Keys: the lock and the end. Arguments: the flight that is waited for, the lease in milliseconds, the length of the
 /// longest end, 1 if clients wait here and the leader has not been told. Returns how it stands, and the end. One that
 /// is longer is empty, and does not open.
-const WAIT: &str = r"
+pub(super) static WAIT: LuaScript = LuaScript::of(&[r"
 local length = redis.call('STRLEN', KEYS[2])
 local lasts = redis.call('PTTL', KEYS[1])
 if length > 0 then
@@ -170,7 +171,7 @@ elseif redis.call('HGET', KEYS[1], 'id') == ARGV[1] and lasts >= 0 and lasts <= 
   return {1, ''}
 end
 return {0, ''}
-";
+"]);
 
 /// The lock of the flights of all replicas. Clones share what they know of purges.
 #[derive(Debug, Clone)]
@@ -309,7 +310,7 @@ impl Flight {
 
     async fn claim(&self, oldest: i64, accepts_stored: bool) -> Result<(u8, String, u64), StoreError> {
         let claim = |due: Due| {
-            let mut command = script(CLAIM, &[&self.lock]);
+            let mut command = CLAIM.call(&[&self.lock]);
             command.arg(&self.id).arg(self.lease()).arg(oldest).arg(u8::from(accepts_stored));
             command.arg(due.from).arg(due.until).arg(millis(self.store.large_patience()));
             async move { self.store.run("flight_claim", &command).await }
@@ -397,7 +398,7 @@ impl Flight {
     /// Renews the lock. Returns whether clients of another replica wait for this flight.
     async fn renew(&self) -> bool {
         let renew = |due: Due| {
-            let mut command = script(RENEW, &[&self.lock]);
+            let mut command = RENEW.call(&[&self.lock]);
             command.arg(&self.id).arg(self.lease()).arg(self.begun).arg(due.from).arg(due.until);
             async move { self.store.run("flight_renew", &command).await }
         };
@@ -411,7 +412,7 @@ impl Flight {
     }
 
     async fn end(&self, how: &'static str, ending: &[u8]) -> Result<u8, StoreError> {
-        let mut command = script(END, &[&self.lock, &self.ending()]);
+        let mut command = END.call(&[&self.lock, &self.ending()]);
         let stored = if how == "large" { self.store.large_patience() } else { STORED };
         command.arg(&self.id).arg(how).arg(millis(stored)).arg(ending).arg(millis(END_KEPT));
         self.store.run("flight_end", &command).await
@@ -424,7 +425,7 @@ impl Flight {
             tokio::time::sleep(pause).await;
             pause = longer(pause);
             let tells = !is_told && self.request.waiters.is_wanted();
-            let mut command = script(WAIT, &[&self.lock, &self.ending()]);
+            let mut command = WAIT.call(&[&self.lock, &self.ending()]);
             command.arg(&self.id).arg(self.lease()).arg(LONGEST_END).arg(u8::from(tells));
             match self.ask(&command).await {
                 None => return WaitOutcome::Unavailable,
@@ -490,12 +491,6 @@ fn until_renewal(lease: Duration, timeout: Duration) -> Duration {
 /// The pause after this one.
 fn longer(pause: Duration) -> Duration {
     (pause * 2).min(LONGEST_PAUSE)
-}
-
-fn script(text: &str, keys: &[&str]) -> Cmd {
-    let mut command = redis::cmd("EVAL");
-    command.arg(text).arg(keys.len()).arg(keys);
-    command
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -11,6 +11,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 
 use super::change_feed::{ChangeFeed, LONGEST as LONGEST_KEPT};
 use super::retry_queue::RetryQueue;
+use super::script::LuaScript;
 use super::seal::Context;
 use super::{SharedStore, StoreError, StoreTime, bounded_get};
 use crate::cache::job_notes::{JobNotes, Note, NoteClaim, NoteSubject};
@@ -29,22 +30,22 @@ const ANY: &[u8] = b"*";
 ///
 /// Keys: the note. Arguments: the value, milliseconds to live, the mark of a value that is replaced (`*` for any), the
 /// longest value that is read. Returns the other value, cut off there, or nothing.
-const PUT: &str = r"
+static PUT: LuaScript = LuaScript::of(&[r"
 local there = redis.pcall('GETRANGE', KEYS[1], 0, ARGV[4])
 if type(there) == 'string' and there ~= '' and ARGV[3] ~= '*' and string.sub(there, 1, 32) ~= ARGV[3] then
   return there
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return false
-";
+"]);
 
 /// Removes a value with this mark.
 ///
 /// Keys: the note. Arguments: the mark.
-const REMOVE: &str = r"
+static REMOVE: LuaScript = LuaScript::of(&[r"
 if redis.pcall('GETRANGE', KEYS[1], 0, 31) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
-";
+"]);
 
 /// The notes of all replicas. Clones share one store.
 #[derive(Debug, Clone)]
@@ -105,8 +106,8 @@ impl StoredJobNotes {
         let left = ends.saturating_duration_since(self.store.clock().now()).as_millis();
         let left = u64::try_from(left).unwrap_or(u64::MAX).max(1);
         for _ in 0..2 {
-            let mut command = redis::cmd("EVAL");
-            command.arg(PUT).arg(1).arg(&name).arg(&value).arg(left).arg(&over).arg(LONGEST);
+            let mut command = PUT.call(&[&name]);
+            command.arg(&value).arg(left).arg(&over).arg(LONGEST);
             let there: Option<Vec<u8>> = self.store.run("job_note_put", &command).await?;
             let Some(there) = there else { return Ok(None) };
             if let Some(note) = self.open(about, &name, &there) {
@@ -119,8 +120,8 @@ impl StoredJobNotes {
     }
 
     async fn remove(&self, about: &NoteSubject, text: &[u8]) -> Result<(), StoreError> {
-        let mut command = redis::cmd("EVAL");
-        command.arg(REMOVE).arg(1).arg(self.name(about)?).arg(self.mark(about, text));
+        let mut command = REMOVE.call(&[self.name(about)?]);
+        command.arg(self.mark(about, text));
         self.store.run("job_note_remove", &command).await
     }
 

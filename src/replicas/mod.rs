@@ -19,6 +19,7 @@ mod pages;
 mod purge_log;
 mod retry_pause;
 mod retry_queue;
+mod script;
 pub(crate) mod seal;
 mod store;
 #[cfg(test)]

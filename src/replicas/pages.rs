@@ -32,6 +32,7 @@ use self::writer::PageWriter;
 use super::accounts::KnownAccounts;
 use super::change_feed::{ChangeFeed, Generation};
 use super::job_notes::StoredJobNotes;
+use super::script::LuaScript;
 use super::{LARGE, SharedStore, StoreTime};
 use crate::accounts::Account;
 use crate::cache::entry::Entry;
@@ -52,7 +53,7 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 ///
 /// Keys: the page. Arguments: the longest value that is wanted. Returns the value and its length, or nothing. A value
 /// that is longer is empty, and so is one of another type.
-const GET: &str = r"
+static GET: LuaScript = LuaScript::of(&[r"
 local value = ''
 local length = redis.pcall('STRLEN', KEYS[1])
 if type(length) == 'table' and string.sub(length.err, 1, 9) ~= 'WRONGTYPE' then return length end
@@ -63,7 +64,7 @@ elseif length <= tonumber(ARGV[1]) then
   value = redis.call('GET', KEYS[1])
 end
 return {value, length}
-";
+"]);
 
 /// The tier of pages that replicas share. Clones share it.
 #[derive(Debug, Clone)]
@@ -215,8 +216,8 @@ type Reply = (Vec<u8>, usize);
 
 /// Asks for a value of this length at most.
 fn get(name: &str, longest: usize) -> redis::Cmd {
-    let mut command = redis::cmd("EVAL");
-    command.arg(GET).arg(1).arg(name).arg(longest);
+    let mut command = GET.call(&[name]);
+    command.arg(longest);
     command
 }
 

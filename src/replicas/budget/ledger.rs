@@ -9,10 +9,11 @@ use tokio::sync::watch;
 
 use crate::accounts::Account;
 use crate::budget::{LEAST_QUERIES, PROBE};
+use crate::replicas::script::LuaScript;
 use crate::replicas::{Part, SharedStore, StoreError};
 
 /// The script that decides.
-pub(super) const SCRIPT: &str = include_str!("../budget.lua");
+pub(in crate::replicas) static SCRIPT: LuaScript = LuaScript::of(&[include_str!("../budget.lua")]);
 /// A token is granted so long before its time if the store is near: enough for the way back and for a timer.
 pub(super) const AHEAD: Duration = Duration::from_millis(10);
 /// A replica that asks so late does not wait any more.
@@ -187,7 +188,7 @@ impl Drop for StoreLedger {
 
 impl Ledger for StoreLedger {
     async fn ask(&self, request: &LedgerRequest) -> Result<LedgerReply, StoreError> {
-        let command = command(SCRIPT, &self.keys, self.store.id(), request);
+        let command = command(SCRIPT.text(), &self.keys, self.store.id(), request);
         let raw: Vec<i64> = match self.store.run_always("budget", &command).await {
             Ok(raw) => raw,
             Err(error) => return Err(self.store.explain(&self.keys[0], error).await),

@@ -88,7 +88,7 @@ struct TimedScript {
 
 impl TimedScript {
     fn new(server: &TestServer) -> Self {
-        let script = SCRIPT.replace("redis.call('TIME')", "redis.call('MGET', 'seconds', 'micros')");
+        let script = SCRIPT.text().replace("redis.call('TIME')", "redis.call('MGET', 'seconds', 'micros')");
         // The keys must not expire in real time.
         let script = script.replace("redis.call('PEXPIRE',", "tostring(");
         Self { connection: server.connection(), script }

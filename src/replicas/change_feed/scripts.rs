@@ -10,6 +10,7 @@ use super::change::{Change, HEAD, Stream};
 use super::generation::Generation;
 use crate::replicas::clock::{self, READ_CLOCK};
 use crate::replicas::purge_log::Millis;
+use crate::replicas::script::LuaScript;
 use crate::replicas::seal::Context;
 use crate::replicas::{SharedStore, StoreError, StoreTime};
 
@@ -30,7 +31,9 @@ pub(super) const AT_ONCE: usize = 512;
 /// Keys: the head, purges, replaced pages, the clock. Arguments: the time that the clock shows at least, a generation
 /// to begin with, milliseconds to live, the last id of each stream, entries at most. Returns the time and that of the
 /// server itself in microseconds, the generation, how many entries each stream has ever had, and the new ones of each.
-const READ: &str = r"
+static READ: LuaScript = LuaScript::of(&[
+    READ_CLOCK,
+    r"
 local now, own = read_clock(KEYS[4], KEYS[1], ARGV[1])
 -- What is longer than any change is damage, and does not cross.
 local function range(key, after)
@@ -71,7 +74,8 @@ return {
   range(KEYS[2], ARGV[4]),
   range(KEYS[3], ARGV[5]),
 }
-";
+",
+]);
 
 /// Adds an entry, if the generation is still this one.
 ///
@@ -80,7 +84,9 @@ return {
 /// at most, milliseconds after which entries are of no more use, and the generation to begin instead where there are
 /// too many; without one, the oldest entries go. Returns the entry's id; nothing if it was not added. Its time is no
 /// earlier than any replica took it to be.
-const APPEND: &str = r"
+static APPEND: LuaScript = LuaScript::of(&[
+    READ_CLOCK,
+    r"
 local now = read_clock(KEYS[4], KEYS[1], ARGV[1])
 if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[3] then return false end
 local trimmed = redis.call('XTRIM', KEYS[2], 'MINID', math.max(0, math.floor(now / 1000) - ARGV[7]))
@@ -102,19 +108,20 @@ local added = redis.pcall('XADD', KEYS[2], id, 'number', number, 'entry', ARGV[4
 if type(added) == 'table' then added = redis.call('XADD', KEYS[2], '*', 'number', number, 'entry', ARGV[4]) end
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
 return added
-";
+",
+]);
 
 /// Begins another generation in place of this one.
 ///
 /// Keys: the head, purges, replaced pages. Arguments: the generation that ends, the one that begins, milliseconds to
 /// live.
-const RENEW: &str = r"
+static RENEW: LuaScript = LuaScript::of(&[r"
 if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 redis.call('HSET', KEYS[1], 'generation', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
-";
+"]);
 
 /// An entry's id: its time, and a number.
 pub(super) type Id = (Millis, u64);
@@ -128,7 +135,7 @@ pub(super) type Reply = ((u64, u64), String, u64, u64, Vec<Value>, Vec<Value>);
 ///
 /// If the store does not answer, or refuses.
 pub(super) async fn read(store: &SharedStore, after: [Id; 2]) -> Result<Reply, StoreError> {
-    let mut command = script(store, READ, Stream::Purged, Stream::Replaced);
+    let mut command = call(store, &READ, Stream::Purged, Stream::Replaced);
     command.arg(store.least_time()).arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
     for (time, number) in after {
         command.arg(format!("{time}-{number}"));
@@ -160,7 +167,7 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
     let failed = |why: &str| StoreError::Failed(format!("a change cannot be told: {why}"));
     let entry =
         store.sealer().seal(&context(&name, &generation.0), &entry).map_err(|_| failed("it cannot be sealed"))?;
-    let mut command = script(store, APPEND, stream, other);
+    let mut command = call(store, &APPEND, stream, other);
     let StoreTime(latest) = store.latest_time_of(store.clock().moment()).ok_or(StoreError::Down)?;
     command.arg(store.least_time()).arg(latest);
     let live = LONGEST.as_millis() as u64;
@@ -179,19 +186,14 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
 ///
 /// If the store does not answer, or refuses.
 pub(super) async fn renew(store: &SharedStore, generation: Generation) -> Result<(), StoreError> {
-    let mut command = script(store, RENEW, Stream::Purged, Stream::Replaced);
+    let mut command = call(store, &RENEW, Stream::Purged, Stream::Replaced);
     command.arg(generation.to_string()).arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
     store.run_always("changes_renew", &command).await
 }
 
-fn script(store: &SharedStore, script: &str, stream: Stream, other: Stream) -> Cmd {
+fn call(store: &SharedStore, script: &LuaScript, stream: Stream, other: Stream) -> Cmd {
     let names = store.key_names();
-    let mut command = redis::cmd("EVAL");
-    command.arg([READ_CLOCK, script].concat()).arg(4);
-    for key in [HEAD, stream.key(), other.key(), clock::KEY] {
-        command.arg(names.of_deployment(key));
-    }
-    command
+    script.call(&[HEAD, stream.key(), other.key(), clock::KEY].map(|key| names.of_deployment(key)))
 }
 
 pub(super) fn read_id(id: &str) -> Option<Id> {

@@ -101,15 +101,15 @@ impl Replica {
 
     /// Everything in the store: the keys with their expiry in milliseconds, and the parts of their values.
     async fn content(&self) -> Vec<(String, i64, Vec<u8>)> {
-        const DUMP: &str = r"
+        static DUMP: LuaScript = LuaScript::of(&[r"
 local all = {}
 for _, key in ipairs(redis.call('KEYS', '*flight*')) do
   local kind = redis.call('TYPE', key).ok
   local value = kind == 'hash' and table.concat(redis.call('HGETALL', key), ' ') or redis.call('GET', key)
   table.insert(all, {key, redis.call('PTTL', key), value})
 end
-return all";
-        self.store.run("test", &script(DUMP, &[])).await.unwrap()
+return all"]);
+        self.store.run("test", &DUMP.call::<&str>(&[])).await.unwrap()
     }
 
     /// Waits until the lock lasts longer than before.

@@ -13,6 +13,7 @@ use crate::cache::record::ClockSnapshot;
 use crate::core::clock::{Clock, Moment};
 use crate::replicas::change_feed::{ChangeFeed, LONGEST};
 use crate::replicas::clock::{self, Due};
+use crate::replicas::script::LuaScript;
 use crate::replicas::{LARGE, SharedStore, StoreTime};
 use crate::request::key::Key;
 
@@ -26,7 +27,7 @@ const REMOVED_AT_ONCE: usize = 16;
 /// and from and until when it is due on the server's own clock, in microseconds. Returns 0 if there was no value, 1 if
 /// there was an older one, and 2 if there is a later one. Returns the server's time with a minus sign if it is not due:
 /// its caller has given up, and what it did then would otherwise be undone.
-const PUT: &str = r"
+static PUT: LuaScript = LuaScript::of(&[r"
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 if now < tonumber(ARGV[5]) or now > tonumber(ARGV[6]) then return -now end
@@ -34,16 +35,16 @@ local there = redis.pcall('GETRANGE', KEYS[1], 0, 15)
 if type(there) == 'string' and there > ARGV[1] and there <= ARGV[2] then return 2 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
 return there == '' and 0 or 1
-";
+"]);
 
 /// Removes a value, unless it was requested later.
 ///
 /// Keys: the page. Arguments: the stamp, the last stamp that is not from the future.
-const REMOVE: &str = r"
+static REMOVE: LuaScript = LuaScript::of(&[r"
 local there = redis.pcall('GETRANGE', KEYS[1], 0, 15)
 if type(there) == 'string' and there > ARGV[1] and there <= ARGV[2] then return 0 end
 return redis.call('DEL', KEYS[1])
-";
+"]);
 
 /// What the store had where a value was to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,8 +145,8 @@ impl PageStore {
         let patience = if is_large { self.store.large_patience() } else { self.store.settings().timeout * 4 };
         let (last, server) = (self.last_stamp()?, self.store.server_time()?);
         let put = |due: Due| {
-            let mut command = redis::cmd("EVAL");
-            command.arg(PUT).arg(1).arg(&name).arg(value::stamp(stamp)).arg(&last).arg(&bytes).arg(left);
+            let mut command = PUT.call(&[&name]);
+            command.arg(value::stamp(stamp)).arg(&last).arg(&bytes).arg(left);
             command.arg(due.from).arg(due.until);
             async move {
                 match is_large {
@@ -174,8 +175,8 @@ impl PageStore {
         let name = self.feed.generation()?.name(self.store.key_names(), account, value::KIND, key);
         // The later of two readings, so that what was requested then is removed, whichever reading its stamp is from.
         let stamp = self.store.latest_time_of(asked)?;
-        let mut command = redis::cmd("EVAL");
-        command.arg(REMOVE).arg(1).arg(name).arg(value::stamp(stamp)).arg(self.last_stamp()?);
+        let mut command = REMOVE.call(&[name]);
+        command.arg(value::stamp(stamp)).arg(self.last_stamp()?);
         let removed = self.store.run::<bool>("page_remove", &command).await.ok()?;
         self.announce(key, stamp, announce, removed).await;
         Some(())

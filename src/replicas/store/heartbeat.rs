@@ -13,6 +13,7 @@ use crate::core::clock::{Clock, Moment};
 use crate::metrics::{Metrics, NoLabels};
 use crate::replicas::connection::Connection;
 use crate::replicas::error::StoreError;
+use crate::replicas::script::LuaScript;
 use crate::replicas::{change_feed, clock, retry_pause};
 
 /// How often a replica writes that it is alive.
@@ -52,7 +53,10 @@ end
 /// Keys: the replicas, the clock, the head of the feed, one on which rights are tried. Arguments: this replica, the
 /// silence after which one is gone, in milliseconds, 1 if this one leaves, and the time that the clock shows at least.
 /// Returns the time and that of the server itself, in microseconds, and the number of replicas, this one included.
-const BEAT: &str = r"
+pub(super) static BEAT: LuaScript = LuaScript::of(&[
+    RIGHTS,
+    clock::READ_CLOCK,
+    r"
 local refused = refusal(KEYS[4])
 if refused then return refused end
 local now, own = read_clock(KEYS[2], KEYS[3], ARGV[4])
@@ -64,7 +68,8 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], ms + ARGV[2], '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2] * 2)
 return {now, own, redis.call('ZCARD', KEYS[1]) + ARGV[3]}
-";
+",
+]);
 /// The key on which rights are tried. It shares a hash slot with the clock.
 const TRIED: &str = "{changes}:rights";
 
@@ -121,11 +126,8 @@ impl SharedStore {
     }
 
     fn beat(&self) -> Cmd {
-        let mut command = redis::cmd("EVAL");
-        command.arg([RIGHTS, clock::READ_CLOCK, BEAT].concat()).arg(4);
-        for key in [REPLICAS, clock::KEY, change_feed::HEAD, TRIED] {
-            command.arg(self.0.names.of_deployment(key));
-        }
+        let keys = [REPLICAS, clock::KEY, change_feed::HEAD, TRIED].map(|key| self.0.names.of_deployment(key));
+        let mut command = BEAT.call(&keys);
         command.arg(&self.0.id).arg(SILENCE.as_millis() as u64).arg(u8::from(self.0.has_left.load(Ordering::SeqCst)));
         command.arg(self.least_time());
         command

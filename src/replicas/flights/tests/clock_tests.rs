@@ -8,7 +8,7 @@ async fn a_renewal_that_comes_too_late_does_not_take_the_lock_again() {
     let now = one.store.server_time().unwrap();
     for (now, is_free) in [(0, true), (u64::MAX / 4, true), (now, false)] {
         let due = Due::within(flight.patience(), now);
-        let mut command = script(RENEW, &[&flight.lock]);
+        let mut command = RENEW.call(&[&flight.lock]);
         command.arg(&flight.id).arg(60_000).arg(1).arg(due.from).arg(due.until);
         let replied: i64 = one.store.run("test", &command).await.unwrap();
         assert_eq!((one.is_free().await, clock::negative(&replied).is_some()), (is_free, is_free));

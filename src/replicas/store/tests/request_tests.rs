@@ -29,7 +29,8 @@ use crate::layers::decode::{self, Bodies, DecodeLayer, FreshPages, IssuedPageTok
 use crate::layers::jobs::{self, JobOwners, JobsLayer};
 use crate::layers::represent::RepresentLayer;
 use crate::replicas::connection::{Connection, Script};
-use crate::replicas::{SharedFlights, SharedQuota, StoredGrants};
+use crate::replicas::script::LuaScript;
+use crate::replicas::{SharedFlights, SharedQuota, StoredGrants, bounded_get, budget, flights};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::context::RequestContext;
 use crate::request::grants::SharedGrants;
@@ -109,31 +110,30 @@ impl Played {
 
     /// The answer, and whether it comes slowly; `None`: there is none.
     fn answer(&self, words: &[Vec<u8>]) -> Option<(Value, bool)> {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         if words[0] == b"SET" {
             self.grants.lock().unwrap().insert(words[1].clone(), words[2].clone());
             return Some((Value::Okay, true));
         }
-        let script = text(&words[1]);
-        if script.contains("ZADD") {
+        let is = |script: &LuaScript| words[1] == script.text().as_bytes();
+        if is(&heartbeat::BEAT) {
             return Some((Value::Array([NOW, NOW, 2].map(Value::Int).into()), false));
         }
-        if script.contains("fair queueing") {
+        if is(&budget::SCRIPT) {
             let answers = *self.budget.lock().unwrap() == Budget::Slow;
             return answers.then(|| (self.grant(&words[7..]), true));
         }
-        if script.contains("GETRANGE") {
+        if is(&bounded_get::SCRIPT) {
             self.found.fetch_add(1, Ordering::SeqCst);
             let found = self.grants.lock().unwrap().get(&words[3]).cloned();
             return Some((found.map_or(Value::Nil, Value::BulkString), true));
         }
-        if script.contains("'begun', begun") {
+        if is(&flights::CLAIM) {
             let turn = if self.flight == Flight::Free { 0 } else { 1 };
             return Some((Value::Array(vec![Value::Int(turn), bulk(&"0".repeat(32)), bulk("1")]), true));
         }
         // How a flight stands is never told; and its end is taken.
-        (!script.contains("PTTL")).then_some((Value::Int(0), true))
+        (!is(&flights::WAIT)).then_some((Value::Int(0), true))
     }
 
     /// All tokens that are asked for, from `ARGV`.
