@@ -3,7 +3,7 @@
 //! This layer is around all layers that answer, so that errors have the same headers. A preflight is answered here: a
 //! browser sends it without the page's headers, so it has no token yet, and it does not count against any rate.
 //! Credentials that a browser adds by itself are never allowed (no `Access-Control-Allow-Credentials`). Whether a page
-//! may use a gateway that demands no token is decided at admission, not here.
+//! may use a gateway that demands no token is decided by `authenticate`, not here.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -63,7 +63,7 @@ pub(super) struct ChangeFeed(Arc<Inner>);
 
 impl fmt::Debug for ChangeFeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Changes").field("generation", &self.generation()).finish_non_exhaustive()
+        f.debug_struct("ChangeFeed").field("generation", &self.generation()).finish_non_exhaustive()
     }
 }
 

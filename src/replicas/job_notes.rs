@@ -74,7 +74,7 @@ enum Overwrite {
 }
 
 impl StoredJobNotes {
-    /// Notes in this store. Purges among `changes` end them.
+    /// Notes in this store. Purges in `feed` end them.
     pub(super) fn new(store: SharedStore, feed: ChangeFeed) -> Self {
         Self { retry_queue: RetryQueue::new(store.clone()), store, feed }
     }

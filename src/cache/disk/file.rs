@@ -35,7 +35,7 @@ const FORMAT: TableDefinition<'_, &str, u64> = TableDefinition::new("format");
 const PAGES: TableDefinition<'_, &Hash, &[u8]> = TableDefinition::new("pages");
 /// Key: when a page was fetched, and its key. Value: the record's length, and when the page can no longer be served.
 const TIMES: TableDefinition<'_, (Nanos, &Hash), (u64, Nanos)> = TableDefinition::new("times");
-/// Under one key, the last checkpoint.
+/// Under one key, the last checkpoint. The names are those of files that earlier versions wrote.
 const CHECKPOINTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
 const CHECKPOINT: &str = "note";
 

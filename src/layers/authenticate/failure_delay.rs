@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::core::clock::{Clock, Instant};
 use crate::core::peer::SourceGroup;
 
-/// Neighbourhoods that are told apart; those that meet in one slot are counted together. The hash is keyed at random,
+/// Source groups that are told apart. Those that meet in one slot are counted together. The hash is keyed at random,
 /// so nobody can choose whom to meet.
 const SLOTS: usize = 4096;
 
@@ -157,7 +157,7 @@ mod tests {
         SourceGroup::User(n)
     }
 
-    /// Neighbourhoods that meet nobody else in a slot. Where the hash puts them is not known before.
+    /// Source groups that meet no other in a slot. Where the hash puts them is not known before.
     fn strangers<const N: usize>(failure_delay: &AuthFailureDelay) -> [SourceGroup; N] {
         let mut taken = HashSet::new();
         let mut apart = (0..).map(somebody).filter(|who| taken.insert(failure_delay.index(*who)));

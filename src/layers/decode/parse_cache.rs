@@ -109,7 +109,7 @@ impl ParseCache {
         Self { sets, hasher: RandomState::default() }
     }
 
-    /// The parsed form of `said`, from memory or from `understand`.
+    /// The parsed form of `raw`, from memory or from `parse`.
     pub(super) fn of<E>(
         &self,
         raw: RawQuery<'_>,
