@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::{BoxFuture, Either};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use tower::{Layer, Service};
 
 use crate::core::outcome::Outcome;
 use crate::request::body::ResponseBody;
 use crate::request::incoming::IncomingRequest;
+use crate::semantics::cache_status::CACHE_STATUS;
 use crate::semantics::origin::{self, Origin};
 use crate::twilio::endpoint::{Route, route};
 
@@ -30,7 +31,6 @@ const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
 );
 /// Seconds for which a browser may remember the answer.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Makes [`Cors`] services.
 #[derive(Debug, Clone)]

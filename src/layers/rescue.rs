@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::future::{self, Either, Ready};
-use http::{HeaderName, HeaderValue, Response, header};
+use http::{HeaderValue, Response, header};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::core::chain::chain;
-use crate::core::error::{GatewayError, Reason};
+use crate::core::error::{GatewayError, Reason, whole_seconds};
 use crate::request::body::ResponseBody;
 use crate::request::context::RequestContext;
 use crate::request::incoming::IncomingRequest;
+use crate::semantics::cache_status::CACHE_STATUS;
 
 /// Makes [`Rescue`] services.
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +97,6 @@ fn respond(error: &GatewayError, context: &RequestContext) -> Response<ResponseB
         let _span = context.span().entered();
         tracing::debug!(reason = reason.as_str(), cause = chain(cause), "{error}");
     }
-    const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
     let reason = error.reason();
     let mut response = Response::new(ResponseBody::full(error.to_body()));
     *response.status_mut() = reason.status();
@@ -107,8 +107,7 @@ fn respond(error: &GatewayError, context: &RequestContext) -> Response<ResponseB
         headers.insert(CACHE_STATUS, detail);
     }
     if let Some(wait) = error.retry_after() {
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        headers.insert(header::RETRY_AFTER, whole_seconds(wait).as_secs().into());
     } else if matches!(reason.status().as_u16(), 429 | 503) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }

@@ -135,7 +135,8 @@ fn shifted(time: u64, at: Moment, moment: Moment) -> u64 {
     time.saturating_add(micros(moment.since(at))).saturating_sub(micros(at.since(moment)))
 }
 
-fn micros(duration: Duration) -> u64 {
+/// In microseconds.
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 
+use super::clock::micros;
 use super::retry_queue::RetryQueue;
 use super::seal::Context;
 use super::{SharedStore, StoreError, StoreTime, bounded_get};
@@ -111,10 +112,6 @@ impl SharedGrants for StoredGrants {
 
 fn context<'c>(sid: &'c str, name: &'c str) -> Context<'c> {
     Context { kind: "grant", account: sid, key: name, bound: b"" }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

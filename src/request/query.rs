@@ -46,6 +46,11 @@ impl CanonicalQuery {
             expected_as: None,
         }
     }
+
+    /// The place of the response in its result set, by which its page token names it.
+    pub fn place(&self) -> Key {
+        self.expected_as.unwrap_or(self.key)
+    }
 }
 
 /// An authorized request whose body has been read. It is moved several times on a hit, so it is kept small.

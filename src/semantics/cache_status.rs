@@ -3,9 +3,12 @@
 use std::fmt::Display;
 use std::io::Write;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
 use crate::core::outcome::Outcome;
+
+/// The name of the field.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Why a request was forwarded (RFC 9211 section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use http::{HeaderName, HeaderValue, Response, header};
+use http::{HeaderValue, Response, header};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -13,6 +13,7 @@ use crate::core::clock::Clock;
 use crate::core::outcome::Outcome;
 use crate::request::body::ResponseBody;
 use crate::request::ended::{RequestEnded, RequestSubscriber};
+use crate::semantics::cache_status::CACHE_STATUS;
 
 #[derive(Debug, Serialize)]
 struct Usage<'u> {
@@ -43,7 +44,6 @@ pub(super) fn respond(
     upstream: Option<Allowance>,
     clock: Clock,
 ) -> Response<ResponseBody> {
-    const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
     let team = &known.caller.team;
     let of = |outcome: Outcome| team.usage.answers(outcome);
     let remaining = requests.or(upstream.filter(|_| team.upstream.is_some()));

@@ -6,7 +6,7 @@ use tower::{Service, ServiceExt};
 
 use super::advice::advised;
 use super::age::rounded_up;
-use super::keep::{cached_as, place};
+use super::keep::cached_as;
 use super::layer::{Answered, CacheLayer};
 use super::writes;
 use crate::cache::response::{Content, Source};
@@ -41,8 +41,8 @@ where
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&query.team, query.directives.urgency);
     let key = KeyParam::new(&query.key().short());
-    let begins_a_set =
-        cached_as(query.endpoint.operation, query.key(), &place(query)).endpoint().cache == CacheClass::Query;
+    let begins_a_set = cached_as(query.endpoint.operation, query.key(), &query.canonical.place()).endpoint().cache
+        == CacheClass::Query;
     let asked = layer.clock.now();
     let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
     let answered = match call.endpoint.operation {

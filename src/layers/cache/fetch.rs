@@ -14,7 +14,7 @@ use tracing::Instrument;
 use super::advice::advised;
 use super::bypass::call_alone;
 use super::fill::Purpose;
-use super::keep::{Asked, cached_as, place};
+use super::keep::{Asked, cached_as};
 use super::layer::{Answered, Caching};
 use crate::cache::CacheResponse;
 use crate::cache::entry::Entry;
@@ -44,14 +44,17 @@ where
             return;
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
-        let set =
-            self.layer.membership(cached_as(query.endpoint.operation, query.key(), &place(&query)), &place(&query));
+        let set = self.layer.membership(
+            cached_as(query.endpoint.operation, query.key(), &query.canonical.place()),
+            &query.canonical.place(),
+        );
         let flown = Flown::of(&query, set.result_set());
         let Some((lease, waiters)) = self.layer.store.flights.claim_refresh((key, Kind::Any), flown) else { return };
         let call =
             query.upstream_call(waiters, begun + self.layer.policy.deadline, Arc::new(query.context.of_refresh()));
         let purpose = Purpose { kind: Kind::Any, received: begun, directives: CacheDirectives::default() };
-        let (flight, layer) = (self.flight(call, place(&query), set, lease, purpose, delay), Arc::clone(&self.layer));
+        let (flight, layer) =
+            (self.flight(call, query.canonical.place(), set, lease, purpose, delay), Arc::clone(&self.layer));
         tokio::spawn(async move {
             flight.await;
             let is_fresh = |entry: &Entry| entry.stored.age(layer.clock.moment()) <= entry.stored.lifetimes.fresh;
@@ -89,8 +92,10 @@ where
             let recent =
                 |entry: &Arc<Entry>| !is_alone && if forced { entry.asked } else { entry.finished } > query.received;
             let arrived_meanwhile = || self.layer.page(&query).filter(recent);
-            let set =
-                self.layer.membership(cached_as(query.endpoint.operation, query.key(), &place(&query)), &place(&query));
+            let set = self.layer.membership(
+                cached_as(query.endpoint.operation, query.key(), &query.canonical.place()),
+                &query.canonical.place(),
+            );
             // A flight that began earlier does not satisfy a client that demands a new response.
             let kind = match forced {
                 _ if is_alone => Kind::Own(fastrand::u64(..)),
@@ -104,7 +109,7 @@ where
                         let deadline = self.layer.clock.now() + self.layer.policy.deadline;
                         let call = query.upstream_call(waiters, deadline, Arc::clone(&query.context));
                         let purpose = Purpose { kind, received: query.received, directives: query.directives.cache };
-                        tokio::spawn(self.flight(call, place(&query), set, lease, purpose, Duration::ZERO));
+                        tokio::spawn(self.flight(call, query.canonical.place(), set, lease, purpose, Duration::ZERO));
                         (joined, true)
                     }
                     Claim::Wait(joined) => (joined, false),

@@ -17,7 +17,6 @@ use crate::core::clock::{Instant, Moment};
 use crate::metrics::{SettledLabels, StaticLabel};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::key::Key;
-use crate::request::query::ClientQuery;
 use crate::request::response::Representation;
 use crate::semantics::cache_control::{self, Storage};
 use crate::semantics::freshness::Lifetimes;
@@ -172,11 +171,6 @@ impl CacheLayer {
             Err(_) => Verdict::Recent,
         })
     }
-}
-
-/// The key that is the query's place in its result set: for a page, the key of its token alone.
-pub(super) fn place(query: &ClientQuery) -> Key {
-    query.canonical.expected_as.unwrap_or(query.canonical.key)
 }
 
 /// The operation whose cache rules apply. A query with a page token has the rules of a further page.

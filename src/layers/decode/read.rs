@@ -95,7 +95,7 @@ impl DecodeLayer {
             return None;
         }
         let (canonical, _) = understand_parameters(request).ok()?;
-        self.restrictions.of(policy, &request.team.account).learn_token(place(&canonical))
+        self.restrictions.of(policy, &request.team.account).learn_token(canonical.place())
     }
 
     /// Reads a request. Under a policy, a query is read with the view of a fresh page of metadata, if the cache has
@@ -289,11 +289,6 @@ fn body_of_write(request: &CollectedRequest) -> Result<Bytes, GatewayError> {
     reservation.hold(Bytes::copy_from_slice(body)).map_err(too_many)
 }
 
-/// The key of a page's token alone.
-fn place(canonical: &CanonicalQuery) -> Key {
-    canonical.expected_as.unwrap_or(canonical.key)
-}
-
 /// Applies a policy to a request without a body. Returns the restriction that records the page tokens in its response.
 fn restrict(
     restriction: Arc<Restriction>,
@@ -309,7 +304,7 @@ fn restrict(
         }
         Operation::Page => {
             restriction.prove_parameters(parameters, &[PAGE_TOKEN, PAGE_SIZE]).map_err(refused)?;
-            restriction.prove_token(&place(&query.canonical))?;
+            restriction.prove_token(&query.canonical.place())?;
             Ok(Some(restriction))
         }
         // `layers::jobs` knows to which policy jobs and their tokens belong.

@@ -5,6 +5,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 
 use crate::request::body::ResponseBody;
 use crate::request::response::ClientResponse;
+use crate::semantics::cache_status::CACHE_STATUS;
 use crate::semantics::upstream_headers;
 
 /// A year. A longer wait is a mistake.
@@ -12,7 +13,6 @@ const LONGEST_RETRY_AFTER: u32 = 366 * 86_400;
 
 /// The response that goes to the client.
 pub(super) fn write(reply: ClientResponse) -> Response<ResponseBody> {
-    const CACHE_STATUS: header::HeaderName = header::HeaderName::from_static("cache-status");
     let ClientResponse { page, coded, etag, cache_status, age, not_modified, headers: own, .. } = reply;
     let is_coded = coded.is_some();
     let body = if not_modified { Bytes::new() } else { coded.unwrap_or_else(|| page.body.clone()) };

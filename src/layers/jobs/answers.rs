@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use super::layer::Jobs;
 use crate::cache::CacheResponse;
 use crate::cache::response::{Content, Source};
+use crate::core::error::whole_seconds;
 use crate::request::response::Representation;
 use crate::twilio::job::{self, Job, State};
 
@@ -42,8 +43,7 @@ pub(super) fn told(answer: &Representation) -> Option<Duration> {
 
 /// `Retry-After`: whole seconds, at least one.
 pub(super) fn retry_after(wait: Duration) -> (HeaderName, HeaderValue) {
-    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    (header::RETRY_AFTER, seconds.max(1).into())
+    (header::RETRY_AFTER, whole_seconds(wait).as_secs().into())
 }
 
 /// Whether a job with this status is unfinished or has results. An answer without a status changes nothing.

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::accounts::Account;
 use crate::budget::{LEAST_QUERIES, PROBE};
+use crate::replicas::clock::micros;
 use crate::replicas::script::LuaScript;
 use crate::replicas::{Part, SharedStore, StoreError};
 
@@ -280,10 +281,6 @@ pub(super) fn read(raw: &[i64], teams: usize) -> Option<LedgerReply> {
         teams: waits.iter().map(|wait| duration(*wait)).collect(),
         tokens: tokens.chunks(3).map(token).collect::<Option<_>>()?,
     })
-}
-
-pub(super) fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Zero where it is past. At most a year, so that it can be added to any instant.

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::ledger::AHEAD;
+use crate::replicas::clock::micros;
 
 /// Tokens that are held at once, at least and at most.
 const LEAST: u64 = 4;
@@ -37,7 +38,7 @@ impl Prefetch {
     /// Tokens to hold at once, if there is one in so many microseconds; 0 is no limit. Those of two round trips: of
     /// this one and the next.
     pub(super) fn most(&self, period: u64) -> usize {
-        let in_time = u64::try_from(self.ahead().as_micros()).unwrap_or(u64::MAX).checked_div(period);
+        let in_time = micros(self.ahead()).checked_div(period);
         let most = in_time.map_or(MOST, |tokens| (LEAST + tokens.saturating_mul(2)).min(MOST));
         usize::try_from(most).unwrap_or(usize::MAX)
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::circuit::SharedCircuit;
-use super::ledger::{self, AHEAD, LONGEST, LedgerReply, LedgerRequest, Refund, TeamDemand, TokenRate};
+use super::ledger::{AHEAD, LONGEST, LedgerReply, LedgerRequest, Refund, TeamDemand, TokenRate};
 use super::prefetch::Prefetch;
 use super::standalone::StandaloneShare;
 use super::store_deadline::StoreDeadline;
@@ -18,6 +18,7 @@ use crate::accounts::Team;
 use crate::budget::{CommonCircuit, Demand, Grant, Limits, LocalQuota, QuotaSource, Turn};
 use crate::core::clock::Instant;
 use crate::core::limiter::Quota;
+use crate::replicas::clock::micros;
 use crate::request::key::Key;
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
@@ -250,7 +251,7 @@ impl ReplicaState {
     /// Until when an answer is waited for, on the store's clock.
     fn latest(&self, now: Instant) -> Option<u64> {
         let (then, at) = self.store_time?;
-        Some(then.saturating_add(ledger::micros(now.saturating_duration_since(at) + self.timeout)))
+        Some(then.saturating_add(micros(now.saturating_duration_since(at) + self.timeout)))
     }
 
     /// The calls that tokens are wanted for now: those that wait and have none yet. None while this replica could not

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::super::ledger::{AHEAD, ALIVE, COST, GRACE, LONGEST, RETRY, micros};
+use super::super::ledger::{AHEAD, ALIVE, COST, GRACE, LONGEST, RETRY};
 use super::*;
 use crate::budget::{LEAST_QUERIES, PROBE};
+use crate::replicas::clock::micros;
 
 /// A take is remembered for a refund until so many others came after it.
 const REMEMBERED: usize = 64;
