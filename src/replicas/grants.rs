@@ -188,20 +188,26 @@ mod tests {
         one.give(&account, &[2; 32], &key, Duration::from_millis(1)).await;
         assert_eq!(one.retry_queue.permits.available_permits(), retry_queue::CAPACITY - 2);
         server.run();
-        let found = async {
+        let found = async || {
             // While the store is away this does not wait, so others have to be let run.
             while two.find(&account, &[1; 32], &key).await.is_none() {
                 tokio::time::sleep(S / 100).await;
             }
         };
-        tokio::time::timeout(10 * S, found).await.expect("it is found");
+        tokio::time::timeout(10 * S, found()).await.expect("it is found");
         assert_eq!(two.find(&account, &[2; 32], &key).await, None, "it has ended");
         until("nothing is late", || one.retry_queue.permits.available_permits() == retry_queue::CAPACITY).await;
         // No more than that are remembered.
-        let _all = one.retry_queue.permits.try_acquire_many(retry_queue::CAPACITY as u32).unwrap();
+        let all = one.retry_queue.permits.try_acquire_many(retry_queue::CAPACITY as u32).unwrap();
         server.kill();
         until("it is lost", || !one.store.is_up()).await;
+        one.give(&account, &[3; 32], &key, 100 * S).await;
+        drop(all);
         one.give(&account, &[1; 32], &key, 100 * S).await;
+        server.run();
+        tokio::time::timeout(10 * S, found()).await.expect("it is found");
+        until("nothing is late", || one.retry_queue.permits.available_permits() == retry_queue::CAPACITY).await;
+        assert_eq!(two.find(&account, &[3; 32], &key).await, None, "it is not remembered");
     }
 
     #[tokio::test]
@@ -225,7 +231,8 @@ mod tests {
         server.kill();
         until("it is lost", || !grants.store.is_up()).await;
         let key = Key::from_bytes([1; 32]);
-        grants.give(&account(), &[1; 32], &key, S).await;
-        assert_eq!(grants.find(&account(), &[1; 32], &key).await, None);
+        let giving = grants.give(&account(), &[1; 32], &key, S);
+        assert_eq!(giving.now_or_never(), Some(()));
+        assert_eq!(grants.find(&account(), &[1; 32], &key).now_or_never(), Some(None));
     }
 }
