@@ -25,6 +25,24 @@ pub struct Account {
     pub ordinal: usize,
 }
 
+impl Account {
+    /// What it is, whatever its name is.
+    pub fn id(&self) -> AccountId {
+        let mut hasher = blake3::Hasher::new_derive_key("insights-gateway 2026 shared store: account");
+        for part in [&self.sid, &self.origin] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        AccountId(id)
+    }
+}
+
+/// An account by its data: a hash of its SID and origin. It stays the same when a reload gives the account another name,
+/// and two names of one account have the same. All replicas and all processes compute the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AccountId(pub(crate) [u8; 16]);
+
 /// One value for each account of a configuration. It is found by the account's position, so that there is no name to look
 /// up and no value that could be missing. Clones share the values.
 #[derive(Debug, Clone)]

@@ -27,7 +27,8 @@ pub(super) async fn record(admin: Weak<AdminState>) {
 struct Recorder {
     looks: u32,
     before: Option<Spread>,
-    attempts: HashMap<Arc<str>, u64>,
+    /// Of each account, by its SID, because a reload may change its name.
+    attempts: HashMap<String, u64>,
     accounts: HashMap<Arc<str>, AccountPoint>,
     waiting: HashMap<Arc<str>, usize>,
 }
@@ -51,7 +52,7 @@ impl Recorder {
                 let most = self.waiting.entry(team).or_default();
                 *most = calls.max(*most);
             }
-            budgets.push((name, status));
+            budgets.push((name, account.account_sid.clone(), status));
         }
         self.looks += 1;
         if u64::from(self.looks) * LOOK.as_secs() >= INTERVAL.as_secs() {
@@ -59,17 +60,18 @@ impl Recorder {
         }
     }
 
-    fn finish(&mut self, admin: &AdminState, budgets: &[(Arc<str>, BudgetStatus)]) {
+    fn finish(&mut self, admin: &AdminState, budgets: &[(Arc<str>, String, BudgetStatus)]) {
         let spread = admin.shared.live.latencies().read();
         let requests = self.before.as_ref().map_or_else(|| spread.clone(), |before| spread.since(before));
         let mut accounts = Vec::new();
-        for (name, status) in budgets {
+        for (name, sid, status) in budgets {
             let mut point = self.accounts.get(name).copied().unwrap_or_default();
-            let before = self.attempts.insert(Arc::clone(name), status.attempts).unwrap_or_default();
+            let before = self.attempts.get(sid).copied().unwrap_or_default();
             point.calls = status.attempts.saturating_sub(before);
             point.rate = status.per_second;
             accounts.push((Arc::clone(name), point));
         }
+        self.attempts = budgets.iter().map(|(_, sid, status)| (sid.clone(), status.attempts)).collect();
         let waiting = self.waiting.drain().collect();
         admin.history.push(Point { at: admin.shared.clock.wall_now(), requests, accounts, waiting });
         self.accounts.clear();

@@ -101,7 +101,9 @@ fn store(store: &SharedStore) -> Value {
 /// The number of waiting calls, by team.
 fn waiting(shared: &SharedState, config: &Config) -> HashMap<Arc<str>, usize> {
     let mut waiting = HashMap::new();
-    for budget in config.accounts.iter().filter_map(|account| Some(shared.registry.account(&account.name)?.budget)) {
+    // Several names of one account have one budget.
+    let accounts: HashMap<_, _> = config.accounts.iter().map(|account| (&account.account_sid, account)).collect();
+    for budget in accounts.values().filter_map(|account| Some(shared.registry.account(&account.name)?.budget)) {
         for (team, calls) in budget.waiting_by_team() {
             *waiting.entry(team).or_default() += calls;
         }

@@ -31,7 +31,8 @@ pub struct AccountBudget(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    /// For the log. A reload can change it.
+    name: Mutex<Arc<str>>,
     clock: Clock,
     attempts: AtomicU64,
     state: Mutex<Locked>,
@@ -74,7 +75,8 @@ impl AccountBudget {
         let now = clock.now();
         let locked = Locked { state: State::new(limits, quota, now), wake_at: None, estimated: now };
         let changes = locked.state.quota.changes();
-        let shared = Arc::new(Shared { name, clock, attempts: AtomicU64::new(0), state: Mutex::new(locked) });
+        let shared =
+            Arc::new(Shared { name: Mutex::new(name), clock, attempts: AtomicU64::new(0), state: Mutex::new(locked) });
         if let Some(changes) = changes {
             let account = Arc::downgrade(&shared);
             tokio::spawn(async move {
@@ -92,6 +94,17 @@ impl AccountBudget {
     pub fn set_limits(&self, limits: Limits) {
         self.0.lock().state.set_limits(limits, self.0.clock.now());
         self.0.advance();
+    }
+
+    /// Changes the name of the account in the log.
+    pub fn set_name(&self, name: Arc<str>) {
+        *self.0.name.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    }
+
+    /// No configuration has the account any more, until its limits are [set](Self::set_limits) again. What is owed stays
+    /// owed. Calls that wait, and those that still come, are served.
+    pub fn retire(&self) {
+        self.0.lock().state.quota.retire();
     }
 
     /// Waits for a token and a slot.
@@ -202,6 +215,10 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Locked> {
         // Every change under this lock is complete before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn permit(self: &Arc<Self>, reservation: Reservation) -> Permit {
@@ -384,7 +401,7 @@ impl Shared {
             }
             AttemptOutcome::RateLimited(asked, stated) => {
                 if let Some(pause) = state.quota.rate_limited(asked, &stated, sent, in_flight, now) {
-                    tracing::warn!(account = %self.name, pause_ms = pause.as_millis(), "Twilio limits the account: pausing");
+                    tracing::warn!(account = %self.name(), pause_ms = pause.as_millis(), "Twilio limits the account: pausing");
                 }
                 // A 429 shows that the upstream is up. It counts neither as a success nor as a failure otherwise.
                 if reservation.is_probe {
@@ -428,7 +445,7 @@ impl Shared {
     fn log_closed(&self, state: &State<Pending<Permit>>, since: Option<Instant>, now: Instant) -> bool {
         let (Some(since), CircuitState::Closed) = (since, state.circuit.state(now).0) else { return false };
         let open_for_ms = now.saturating_duration_since(since).as_millis();
-        tracing::info!(account = %self.name, open_for_ms, "Twilio answers again: the circuit is closed");
+        tracing::info!(account = %self.name(), open_for_ms, "Twilio answers again: the circuit is closed");
         true
     }
 
@@ -436,7 +453,7 @@ impl Shared {
     fn refuse_all(&self, state: &mut State<Pending<Permit>>, now: Instant) {
         let wait = state.limits.circuit.open;
         if state.circuit.state(now).1 == Some(now) {
-            tracing::warn!(account = %self.name, open_ms = wait.as_millis(), "Twilio fails again and again: the circuit is open");
+            tracing::warn!(account = %self.name(), open_ms = wait.as_millis(), "Twilio fails again and again: the circuit is open");
         }
         for ticket in state.wait_queue.tickets() {
             if let Some(waiting) = state.dismiss(ticket) {

@@ -29,6 +29,23 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The lower of each limit, for an account that is configured twice. Responses may lower the rate if either says so.
+    pub fn lower(self, other: Self) -> Self {
+        let is_slower = |one: Rate, two: Rate| one.per_second() <= two.per_second();
+        let rate = match (self.rate, other.rate) {
+            (Some(one), Some(two)) => Some(if is_slower(one, two) { one } else { two }),
+            (one, two) => one.or(two),
+        };
+        Self {
+            rate,
+            burst: self.burst.min(other.burst),
+            concurrency: self.concurrency.min(other.concurrency),
+            queue: self.queue.min(other.queue),
+            adapt: self.adapt || other.adapt,
+            ..self
+        }
+    }
+
     pub(super) fn quota(&self) -> Option<Quota> {
         self.rate.map(|rate| Quota::new(rate, self.burst))
     }

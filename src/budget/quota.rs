@@ -174,6 +174,10 @@ pub trait QuotaSource: Debug + Send {
     /// Changes the limits. What is owed stays owed, and what was learnt stays learnt.
     fn set_limits(&mut self, limits: &Limits, now: Instant);
 
+    /// No configuration has the account any more, until its limits are set again. Where processes share the bucket, this
+    /// one must not limit the others from now on.
+    fn retire(&mut self) {}
+
     /// Brings the source up to date: a learnt rate changes with time.
     fn update(&mut self, now: Instant);
 

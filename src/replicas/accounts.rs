@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::accounts::Account;
+use crate::accounts::{Account, AccountId};
 
 /// The accounts of the configuration in use, and of earlier ones: memory may still have their responses. Clones share
 /// them.
@@ -46,7 +46,7 @@ impl KnownAccounts {
             .current
             .iter()
             .chain(&known.former)
-            .filter(|account| AccountId::of(account) == *id)
+            .filter(|account| account.id() == *id)
             .map(|account| Arc::clone(&account.name))
             .collect();
         names.sort();
@@ -64,22 +64,6 @@ fn is_same_name(one: &Account, other: &Account) -> bool {
     one.name == other.name && one.sid == other.sid && one.origin == other.origin
 }
 
-/// An account for all replicas: a hash of its SID and origin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct AccountId(pub(crate) [u8; 16]);
-
-impl AccountId {
-    pub(crate) fn of(account: &Account) -> Self {
-        let mut hasher = blake3::Hasher::new_derive_key("insights-gateway 2026 shared store: account");
-        for part in [&account.sid, &account.origin] {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-        }
-        let mut id = [0; 16];
-        hasher.finalize_xof().fill(&mut id);
-        Self(id)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,7 +75,7 @@ mod tests {
     #[test]
     fn names_of_earlier_configurations_are_remembered() {
         let known = KnownAccounts::default();
-        let (one, other) = (AccountId::of(&account("x", "AC1")), AccountId::of(&account("x", "AC2")));
+        let (one, other) = (account("x", "AC1").id(), account("x", "AC2").id());
         assert_ne!(one, other);
         known.set(&[account("main", "AC1"), account("second", "AC1"), account("other", "AC2")]);
         let names = |id: &AccountId| known.names(id).iter().map(ToString::to_string).collect::<Vec<_>>();

@@ -12,6 +12,8 @@
 //! * With each request for tokens, at least once a second, this replica tells the store what it has learnt: pauses, a
 //!   lowered rate, a circuit that the upstream's answers opened. The reply says what the others have learnt. After the
 //!   circuit has been open, a token is the right to send a probe, so that only one replica at a time sends one.
+//! * A replica whose configuration no longer has the account asks only while calls of the old configuration wait. After
+//!   some seconds without an ask, its rate no longer limits the others.
 //!
 //! # Without the store
 //!
@@ -120,7 +122,7 @@ async fn ask(
             let Some(at) = replica.upgrade().map(|replica| lock(&replica).next_ask(clock.now())) else { return };
             tokio::select! {
                 () = work.notified() => {}
-                () = sleep_until(at) => {}
+                () = sleep_until_some(at) => {}
                 changed = is_up.changed() => if changed.is_err() { return },
             }
             continue;
@@ -129,16 +131,10 @@ async fn ask(
             let mut asking = pin!(ledger.ask(&request));
             loop {
                 let Some(ends) = replica.upgrade().map(|replica| lock(&replica).gives_up_at()) else { return };
-                let give_up = async {
-                    match ends {
-                        Some(at) => sleep_until(at).await,
-                        None => pending().await,
-                    }
-                };
                 tokio::select! {
                     biased;
                     reply = &mut asking => break reply,
-                    () = give_up => {
+                    () = sleep_until_some(ends) => {
                         if replica.upgrade().is_some_and(|replica| lock(&replica).give_up(clock.now())) {
                             failed = StoreError::Timeout;
                             ledger.set_standalone(Some(&failed));
@@ -163,9 +159,21 @@ async fn ask(
     }
 }
 
+/// Sleeps until this time; for ever without one.
+async fn sleep_until_some(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
 impl QuotaSource for SharedQuota {
     fn set_limits(&mut self, limits: &Limits, now: Instant) {
         self.change(|replica| replica.set_limits(limits, now));
+    }
+
+    fn retire(&mut self) {
+        self.change(ReplicaState::retire);
     }
 
     fn update(&mut self, now: Instant) {

@@ -36,7 +36,7 @@ pub(super) use self::change::HEAD;
 pub(super) use self::generation::Generation;
 use self::reader::{ChangeBatch, FeedReader};
 pub(super) use self::scripts::LONGEST;
-use super::accounts::{AccountId, KnownAccounts};
+use super::accounts::KnownAccounts;
 use super::purge_log::{self, Millis, PurgeLog, PurgeTarget};
 use super::{Part, SharedStore, StoreError, StoreTime, retry_pause};
 use crate::accounts::Account;
@@ -135,12 +135,12 @@ impl ChangeFeed {
 
     /// Whether a page that a replica requested then may be served.
     pub(super) fn admit(&self, account: &Account, key: &Key, stored: &StoredResponse, asked: StoreTime) -> bool {
-        self.is_purged_by_none(purge_log::targets(&AccountId::of(account), key, stored), asked)
+        self.is_purged_by_none(purge_log::targets(&account.id(), key, stored), asked)
     }
 
     /// Whether a note of a job that was made then still counts.
     pub(super) fn admit_note(&self, about: &NoteSubject, made: StoreTime) -> bool {
-        let id = AccountId::of(&about.account);
+        let id = about.account.id();
         self.is_purged_by_none(purge_log::targets_of_note(id, about.operation, &about.key), made)
     }
 
@@ -160,7 +160,7 @@ impl ChangeFeed {
         which: &Purge,
         mark: &mut dyn FnMut() -> HashSet<Key>,
     ) -> impl FnOnce() -> bool + use<> {
-        let account = |name: &str| self.0.accounts.named(name).map(|account| AccountId::of(&account));
+        let account = |name: &str| self.0.accounts.named(name).map(|account| account.id());
         let target = PurgeTarget::of(which, account);
         let (sender, published) = mpsc::sync_channel(1);
         let is_waited_for = target.is_some() && self.generation().is_some();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::accounts::AccountId;
+use crate::accounts::AccountId;
 use crate::cache::Purge;
 use crate::cache::stored::StoredResponse;
 use crate::request::key::Key;

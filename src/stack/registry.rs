@@ -1,12 +1,14 @@
-//! What accounts and teams keep over reloads, by their names in the configuration.
+//! What accounts and teams keep over reloads.
 //!
 //! It is read when a stack is built, and by the admin plane. Requests do not look here: the layers of a stack hold the
-//! state of their accounts. An account that a reload removes keeps its debts, in case another reload adds it again.
+//! state of their accounts. What an account may send belongs to its SID and origin, so that a reload may give it another
+//! name, and several names spend from one budget. What Twilio said of its credentials belongs to its name. An account
+//! that a reload removes keeps its debts, in case another reload adds it again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::accounts::{Account, PerAccount, TeamUsage};
+use crate::accounts::{Account, AccountId, PerAccount, TeamUsage};
 use crate::budget::{self, AccountBudget};
 use crate::config::Config;
 use crate::core::backoff::Backoff;
@@ -25,10 +27,18 @@ pub struct Registry(Arc<Mutex<Known>>);
 
 #[derive(Default)]
 struct Known {
+    spending: HashMap<AccountId, Spending>,
     accounts: HashMap<Arc<str>, AccountState>,
     credentials: Credentials,
     teams: HashMap<Arc<str>, TeamRate>,
     usage: HashMap<Arc<str>, TeamUsage>,
+}
+
+/// What limits the attempts of an account, whatever its name is.
+#[derive(Clone)]
+struct Spending {
+    budget: AccountBudget,
+    retries: RetryBudget,
 }
 
 /// What an account keeps over reloads.
@@ -40,7 +50,6 @@ pub struct AccountState {
     pub attempts: AccountAttempts,
     /// Whether Twilio rejects its credentials.
     pub rejection: Rejection,
-    retries: RetryBudget,
     echoes: Episode,
 }
 
@@ -69,21 +78,21 @@ impl Registry {
         clock: Clock,
     ) -> Resolved {
         let mut known = self.lock();
-        let Known { accounts: states, credentials, .. } = &mut *known;
+        let Known { spending, accounts: states, credentials, .. } = &mut *known;
+        let spent_from = set_spending(spending, config, accounts, replicas, clock);
         let proxy = config.upstream.proxy.as_ref().and_then(|proxy| proxy.authorization.as_ref());
         let signed_with = credentials.set(&logins(config, accounts), &config.upstream.url, proxy);
         let (mut budgets, mut retries, mut attempts, mut signers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for ((account, settings), configured) in accounts.iter().zip(&config.accounts).zip(signed_with) {
+        for ((account, configured), spending) in accounts.iter().zip(signed_with).zip(spent_from) {
             let Configured { credential, is_unchanged } = configured;
-            let limits = limits(config, settings);
+            let Spending { budget, retries: retry_budget } = spending;
             let state = states.entry(Arc::clone(&account.name)).or_insert_with(|| AccountState {
-                budget: budget(account, limits, replicas, clock),
-                retries: RetryBudget::new(clock.now()),
+                budget: budget.clone(),
                 attempts: AccountAttempts::default(),
                 rejection: Rejection::default(),
                 echoes: Episode::default(),
             });
-            state.budget.set_limits(limits);
+            state.budget = budget;
             if !is_unchanged {
                 // Twilio has said nothing of the new ones yet.
                 state.rejection.clear(clock.now());
@@ -91,7 +100,7 @@ impl Registry {
             }
             let account = || Arc::clone(account);
             budgets.push((account(), state.budget.clone()));
-            retries.push((account(), state.retries.clone()));
+            retries.push((account(), retry_budget));
             attempts.push((account(), state.attempts.clone()));
             let (rejection, echoes) = (state.rejection.clone(), state.echoes.clone());
             signers.push((account(), Signer { credential, rejection, echoes }));
@@ -121,6 +130,38 @@ impl Registry {
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Applies the limits of a configuration, and returns what each of its accounts spends from, in its order.
+fn set_spending(
+    known: &mut HashMap<AccountId, Spending>,
+    config: &Config,
+    accounts: &[Arc<Account>],
+    replicas: Option<&SharedStore>,
+    clock: Clock,
+) -> Vec<Spending> {
+    let mut configured: HashMap<AccountId, (Vec<&str>, budget::Limits)> = HashMap::new();
+    for (account, settings) in accounts.iter().zip(&config.accounts) {
+        let limits = limits(config, settings);
+        let (names, lowest) = configured.entry(account.id()).or_insert((Vec::new(), limits));
+        names.push(&account.name);
+        *lowest = lowest.lower(limits);
+    }
+    let spent_from = accounts.iter().filter_map(|account| {
+        let (names, limits) = configured.get(&account.id())?;
+        let spending = known.entry(account.id()).or_insert_with(|| Spending {
+            budget: budget(account, *limits, replicas, clock),
+            retries: RetryBudget::new(clock.now()),
+        });
+        spending.budget.set_name(names.join(", ").into());
+        spending.budget.set_limits(*limits);
+        Some(spending.clone())
+    });
+    let spent_from = spent_from.collect();
+    for (_, spending) in known.iter().filter(|(id, _)| !configured.contains_key(*id)) {
+        spending.budget.retire();
+    }
+    spent_from
 }
 
 /// The budget of this process, or the one that all replicas of the account share.
@@ -178,6 +219,9 @@ mod tests {
     use super::*;
     use crate::config::{self, Sources};
     use crate::health::upstream::Attempt;
+    use crate::request::call::UpstreamCall;
+    use crate::semantics::request_directives::Urgency;
+    use crate::twilio::endpoint::Operation;
 
     /// A configuration with these accounts and rates.
     fn config(accounts: &[(&str, &str)]) -> Config {
@@ -214,6 +258,59 @@ mod tests {
         assert_eq!(limit(&others), Rate::new(3, second));
         assert_eq!(limit(&first), Rate::new(3, second), "calls under way spend from the same budget");
         assert!(registry.account("z").is_some() && registry.account("x").is_none());
+    }
+
+    /// Resolves the accounts with these names, SIDs and rates, and returns what they spend from.
+    fn spend(registry: &Registry, accounts: &[(&str, &str, &str)], origin: &str, clock: Clock) -> Vec<AccountBudget> {
+        let key = |sources: Sources, (key, value): (String, &str)| sources.with_flag(key, value.to_owned());
+        let sources = accounts.iter().fold(Sources::default(), |sources, (name, sid, rate)| {
+            let keys = [("account_sid", *sid), ("api_key", "SK1"), ("api_secret", "a-secret"), ("rate", *rate)];
+            let sources =
+                keys.map(|(key, value)| (format!("accounts.{name}.{key}"), value)).into_iter().fold(sources, key);
+            let team = [("account", *name), ("token_sha256", &*format!("{:064}", name.as_bytes()[0]))];
+            team.map(|(key, value)| (format!("teams.of-{name}.{key}"), value)).into_iter().fold(sources, key)
+        });
+        let config = config::load(&sources.with_flag("upstream.url".to_owned(), origin.to_owned())).unwrap();
+        let accounts = super::super::accounts(&config);
+        let resolved = registry.resolve(&config, &accounts, None, clock);
+        accounts.iter().map(|account| resolved.budgets.of(account).clone()).collect()
+    }
+
+    const ONE: &str = "AC00000000000000000000000000000001";
+    const TWO: &str = "AC00000000000000000000000000000002";
+    const TWILIO: &str = "https://twilio.example";
+
+    /// Sends one attempt.
+    async fn attempt(budget: &AccountBudget) {
+        let call = UpstreamCall::example(Operation::Metadata, "", "");
+        let _waiter = call.waiters.join(&call.team, Urgency::new(3));
+        budget.acquire(&call).await.unwrap().spend();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_budget_belongs_to_a_sid_and_an_origin_whatever_their_names() {
+        let (registry, clock) = (Registry::default(), Clock::new());
+        let resolve = |accounts: &[_], origin| spend(&registry, accounts, origin, clock);
+        let attempts = |budgets: &[AccountBudget]| budgets[0].status().attempts;
+        let first = resolve(&[("main", ONE, "5/s")], TWILIO);
+        attempt(&first[0]).await;
+        assert_eq!(attempts(&first), 1);
+        assert_eq!(attempts(&resolve(&[("main", TWO, "5/s")], TWILIO)), 0, "another SID");
+        assert_eq!(attempts(&resolve(&[("main", ONE, "5/s")], "https://elsewhere.example")), 0, "another upstream");
+        assert_eq!(attempts(&resolve(&[("main", ONE, "5/s")], TWILIO)), 1, "debts are kept");
+        let renamed = resolve(&[("main", TWO, "5/s"), ("other", ONE, "5/s")], TWILIO);
+        assert_eq!((attempts(&renamed), renamed[1].status().attempts), (0, 1), "the same SID under another name");
+        assert_eq!(registry.account("main").unwrap().budget.status().attempts, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_of_one_sid_spend_from_one_budget_at_the_lowest_rate() {
+        let (registry, clock) = (Registry::default(), Clock::new());
+        let budgets = spend(&registry, &[("a", ONE, "5/s"), ("b", ONE, "2/s"), ("c", TWO, "9/s")], TWILIO, clock);
+        attempt(&budgets[1]).await;
+        let seen = |budget: &AccountBudget| (budget.status().attempts, budget.status().limits.rate);
+        let (two, nine) = (Rate::new(2, Duration::from_secs(1)), Rate::new(9, Duration::from_secs(1)));
+        assert_eq!([0, 1, 2].map(|which: usize| seen(&budgets[which])), [(1, two), (1, two), (0, nine)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -81,6 +81,8 @@ pub(super) struct ReplicaState {
     longest_pause: Duration,
     longest_open: Duration,
     is_up: bool,
+    /// No configuration here has the account: it is asked for only while calls wait.
+    is_retired: bool,
     configured: u32,
     living: u32,
     demand: Vec<Demand>,
@@ -133,6 +135,7 @@ impl ReplicaState {
             longest_pause: limits.max_pause,
             longest_open: limits.circuit.open,
             is_up: false,
+            is_retired: false,
             configured,
             living: 1,
             demand: Vec::new(),
@@ -193,12 +196,23 @@ impl ReplicaState {
     }
 
     /// When the store is asked next, if there is no news before.
-    pub(super) fn next_ask(&self, now: Instant) -> Instant {
+    pub(super) fn next_ask(&self, now: Instant) -> Option<Instant> {
         match self.mode {
-            Mode::Starting(until) if !self.is_up => until,
-            _ if !self.is_up => now + LONGEST,
-            _ => self.retry_at.unwrap_or(self.ask_at),
+            Mode::Starting(until) if !self.is_up => Some(until),
+            _ if self.is_dormant() => None,
+            _ if !self.is_up => Some(now + LONGEST),
+            _ => Some(self.retry_at.unwrap_or(self.ask_at)),
         }
+    }
+
+    /// Nothing is asked, unless there is news.
+    fn is_dormant(&self) -> bool {
+        self.is_retired && self.demand.is_empty() && self.held.is_empty()
+    }
+
+    /// No configuration here has the account any more, until its limits are set again.
+    pub(super) fn retire(&mut self) {
+        self.is_retired = true;
     }
 
     /// What to ask now, if anything.
@@ -207,7 +221,7 @@ impl ReplicaState {
         now: Instant,
         pseudonym: impl Fn(&'static str, &[u8]) -> String,
     ) -> Option<LedgerRequest> {
-        let is_idle = now < self.ask_at && !self.has_news;
+        let is_idle = (now < self.ask_at || self.is_dormant()) && !self.has_news;
         if !self.is_up || is_idle || self.retry_at.is_some_and(|at| now < at) {
             return None;
         }
@@ -369,8 +383,9 @@ impl ReplicaState {
     /// The calls that could be sent, and how many of clients are queued. Returns whether the store has to be asked at
     /// once.
     pub(super) fn set_demand(&mut self, demand: Vec<Demand>, queue: u32, now: Instant) -> bool {
-        let ask_at = self.ask_at;
+        let (ask_at, was_dormant) = (self.ask_at, self.is_dormant());
         (self.demand, self.queue) = (demand, queue);
+        self.has_news |= was_dormant && !self.is_dormant();
         // Clients are told when to come back by the queues of all replicas.
         self.has_news |= self.queue_changed(self.reported_queue, queue, now);
         self.check_demand(now);
@@ -389,7 +404,7 @@ impl ReplicaState {
     pub(super) fn set_limits(&mut self, limits: &Limits, now: Instant) {
         self.local.set_limits(limits, now);
         (self.longest_pause, self.longest_open) = (limits.max_pause, limits.circuit.open);
-        self.has_news = true;
+        (self.is_retired, self.has_news) = (false, true);
     }
 
     /// Applies what changes with time. Returns whether tokens have to be given back.

@@ -14,7 +14,8 @@ impl ReplicaState {
     /// The store can be asked, or not. Returns whether that changed the mode.
     pub(in crate::replicas::budget) fn set_up(&mut self, is_up: bool, now: Instant) -> bool {
         if is_up && !self.is_up {
-            (self.failures, self.has_news, self.retry_at) = (0, true, None);
+            (self.failures, self.retry_at) = (0, None);
+            self.has_news |= !self.is_dormant();
         }
         self.is_up = is_up;
         let gives_up = match self.mode {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::budget::CircuitState;
+use crate::replicas::budget::ledger::ALIVE as LIVES;
 
 /// A token may be used this long after its time: the resolution of timers, twice.
 const LATE: Duration = Duration::from_millis(2);
@@ -311,4 +312,58 @@ async fn what_is_not_used_returns_to_the_teams_own_limit() {
     assert!(begun.elapsed() < S, "as if nothing had been taken");
     let (call, _waiter) = call_of(&limited, 200 * MS);
     assert!(one.acquire(&call).await.is_err(), "and no more than that");
+}
+
+/// One that is not configured any more still serves calls that wait, and then asks no more.
+#[tokio::test(start_paused = true)]
+async fn a_replica_without_the_account_limits_the_others_no_longer() {
+    let Some(store) = SimulatedStore::start(2) else { return };
+    let (slow, fast) = (store.link(NEAR).budget(limits(1, 1)), store.link(NEAR).budget(limits(50, 1)));
+    tokio::time::sleep(S).await;
+    for budget in [&slow, &fast] {
+        send(budget, &team("a", 1)).await;
+    }
+    let (before, a) = (Instant::now(), team("a", 1));
+    let waits = futures_util::future::join_all((0..5).map(|_| send(&slow, &a)));
+    let retire = async {
+        tokio::time::sleep(100 * MS).await;
+        slow.retire();
+    };
+    let (sent, ()) = tokio::join!(waits, retire);
+    assert!(sent.iter().max() >= Some(&(before + 4 * S)), "all were sent, at its own rate");
+    tokio::time::sleep(LIVES + S).await;
+    let limits_of: i64 = store.run("HLEN limits");
+    assert_eq!(limits_of, 1);
+    let sent = Sent::default();
+    let load = sent.load(&fast, &team("a", 1), 5);
+    tokio::time::sleep(2 * S).await;
+    drop(load);
+    assert!(sent.times().len() >= 90, "{} at 50/s in 2 s", sent.times().len());
+    // It comes back when it is configured again.
+    slow.set_limits(limits(2, 1));
+    tokio::time::sleep(S).await;
+    let limits_of: i64 = store.run("HLEN limits");
+    assert_eq!(limits_of, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_account_that_is_not_configured_is_not_asked_for_when_the_store_returns() {
+    let Some(store) = SimulatedStore::start(1) else { return };
+    let link = store.link(NEAR);
+    let budget = link.budget(limits(10, 1));
+    send(&budget, &team("a", 1)).await;
+    budget.retire();
+    tokio::time::sleep(2 * S).await;
+    let _: i64 = store.run("DEL limits");
+    for is_up in [false, true] {
+        link.reach(is_up);
+        tokio::time::sleep(3 * S).await;
+    }
+    let is_there = || -> bool { store.run("EXISTS limits") };
+    assert!(!is_there());
+    // A call of the old configuration is served all the same.
+    send(&budget, &team("a", 1)).await;
+    budget.set_limits(limits(10, 1));
+    tokio::time::sleep(S).await;
+    assert!(is_there());
 }
