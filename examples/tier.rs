@@ -48,7 +48,7 @@ impl Tier for Journal {
         self.write(keep, |kept| kept.kept.then(|| format!("kept {}", candidate.key))).kept
     }
 
-    fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replacement, remove: &mut dyn FnMut() -> Vec<Key>) {
         self.write(remove, |keys| (!keys.is_empty()).then(|| format!("removed {} pages", keys.len())));
     }
 

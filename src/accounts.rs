@@ -3,6 +3,7 @@
 //! Both are made once, when a stack is built, and travel with each request. A layer that keeps something for each account
 //! holds it in a [`PerAccount`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -42,6 +43,13 @@ impl Account {
 /// and two names of one account have the same. All replicas and all processes compute the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AccountId(pub(crate) [u8; 16]);
+
+/// The first 16 hexadecimal digits.
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// One value for each account of a configuration. It is found by the account's position, so that there is no name to look
 /// up and no value that could be missing. Clones share the values.
@@ -149,6 +157,19 @@ pub struct Allowance {
     pub remaining: u64,
     /// Whole seconds until there is one more; 0 when there is one now.
     pub reset: u64,
+}
+
+#[cfg(test)]
+impl AccountId {
+    /// Of the account of [`Team::example`].
+    pub(crate) fn example() -> Self {
+        Team::example("local").account.id()
+    }
+
+    /// Of an account that nothing else is of.
+    pub(crate) fn other() -> Self {
+        Self([9; 16])
+    }
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ pub struct SharedState {
     pub store: Store,
     /// The store that replicas share, if one is configured.
     pub replicas: Option<SharedStore>,
-    /// The accounts by name, for what replicas share.
+    /// The accounts, for what replicas share.
     known_accounts: KnownAccounts,
     /// The state of accounts and teams.
     pub registry: Registry,
@@ -235,10 +235,7 @@ pub fn assemble(config: &Config, shared: &SharedState) -> Result<Assembly, Trust
         // Query jobs: shared submissions, polls that wait, and queries that become jobs.
         .layer(JobsLayer::new(store.clone(), job_owners, jobs_settings(config), draining, clock))
         // Hits end here. Each miss becomes one call.
-        .layer(
-            CacheLayer::new(store, cache_policy(config), same_data(&accounts), Arc::clone(&metrics), clock)
-                .with_writes(writes),
-        )
+        .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock).with_writes(writes))
         // Inside the cache, so that all clients that wait for a call share its attempts.
         .layer(RetryLayer::new(retry_policy(config), retries, Arc::clone(&metrics), clock))
         // Inside retry, so that every attempt pays.
@@ -262,7 +259,8 @@ pub fn team_names(config: &Config) -> Vec<String> {
 /// The team of all clients if no teams are configured.
 const LOCAL: &str = "local";
 
-fn accounts(config: &Config) -> Vec<Arc<Account>> {
+/// The accounts of a configuration, in its order.
+pub fn accounts(config: &Config) -> Vec<Arc<Account>> {
     let origin = host::origin(&config.upstream.url);
     let account = |(ordinal, account): (usize, &crate::config::Account)| Account {
         name: account.name.as_str().into(),
@@ -271,14 +269,6 @@ fn accounts(config: &Config) -> Vec<Arc<Account>> {
         ordinal,
     };
     config.accounts.iter().enumerate().map(account).map(Arc::new).collect()
-}
-
-/// For each account the names of all accounts with the same SID. They share data, so a write to one is a write to all.
-fn same_data(accounts: &[Arc<Account>]) -> PerAccount<Arc<[Arc<str>]>> {
-    PerAccount::new(accounts.iter().map(|account| {
-        let is_same = |other: &&Arc<Account>| other.sid == account.sid && other.origin == account.origin;
-        (Arc::clone(account), accounts.iter().filter(is_same).map(|other| Arc::clone(&other.name)).collect())
-    }))
 }
 
 fn callers(config: &Config, accounts: &[Arc<Account>], registry: &Registry, now: Instant) -> Callers {

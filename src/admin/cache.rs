@@ -8,8 +8,10 @@ use super::answer::{json_answer, refuse};
 use super::requests::{self, EntriesQuery};
 use super::state::AdminState;
 use super::{body, status};
+use crate::accounts::AccountId;
 use crate::cache::PurgeReport;
 use crate::request::body::ResponseBody;
+use crate::stack;
 
 /// The largest body of a purge, in bytes.
 const MAX_PURGE: usize = 64 * 1024;
@@ -28,8 +30,15 @@ impl AdminState {
         };
         let next = (entries.len() == limit).then(|| entries.last().map(|entry| entry.key.to_string())).flatten();
         // Texts that were kept while they could be shown are not, once they may no longer be.
-        let show_queries = self.config.load().admin.show_queries;
-        let entries: Vec<_> = entries.iter().map(|entry| status::entry(entry, show_queries)).collect();
+        let config = self.config.load_full();
+        let accounts: Vec<_> = stack::accounts(&config).into_iter().map(|account| (account.id(), account)).collect();
+        let name_of = |id: AccountId| match accounts.iter().find(|(known, _)| *known == id) {
+            Some((_, account)) => account.name.to_string(),
+            None => format!("not configured ({id})"),
+        };
+        let show_query = config.admin.show_queries;
+        let entries: Vec<_> =
+            entries.iter().map(|entry| status::entry(entry, &name_of(entry.account), show_query)).collect();
         json_answer(StatusCode::OK, &json!({"entries": entries, "next": next}))
     }
 
@@ -39,8 +48,7 @@ impl AdminState {
             Err(refusal) => return refusal,
         };
         let config = self.config.load_full();
-        let accounts = config.accounts.iter().map(|account| account.name.as_str());
-        let which = match requests::purge(&body, accounts) {
+        let which = match requests::purge(&body, &stack::accounts(&config)) {
             Ok(which) => which,
             Err(message) => return refuse(StatusCode::BAD_REQUEST, &message),
         };

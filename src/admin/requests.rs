@@ -1,6 +1,9 @@
 //! Requests to the admin plane, parsed strictly. A request with any fault is refused with an explanation, so that a
 //! typing error never purges more than was meant.
 
+use std::sync::Arc;
+
+use crate::accounts::Account;
 use crate::cache::Purge;
 use crate::core::json::{self, Value};
 use crate::twilio::endpoint::Operation;
@@ -11,12 +14,12 @@ const MOST_ENTRIES: usize = 1000;
 /// The forms of a purge.
 const FORMS: &str = "send exactly one of {\"all\":true}, {\"account\":NAME}, {\"operation\":NAME}, {\"key\":KEY}";
 
-/// The pages that a purge's body names. `accounts` are the names of all accounts.
+/// The pages that a purge's body names. `accounts` are those of the configuration.
 ///
 /// # Errors
 ///
 /// What is wrong with the body, and what would be right.
-pub(super) fn purge<'a>(body: &[u8], accounts: impl Iterator<Item = &'a str> + Clone) -> Result<Purge, String> {
+pub(super) fn purge(body: &[u8], accounts: &[Arc<Account>]) -> Result<Purge, String> {
     let parsed =
         json::parse(body).map_err(|error| format!("the body is not JSON: {error} ({}); {FORMS}", error.place(body)))?;
     let Some(members) = parsed.as_object() else {
@@ -28,12 +31,12 @@ pub(super) fn purge<'a>(body: &[u8], accounts: impl Iterator<Item = &'a str> + C
     match (member.name.as_str(), &member.value) {
         ("all", Value::Bool(true)) => Ok(Purge::All),
         ("all", _) => Err(format!("\"all\" must be true; {FORMS}")),
-        ("account", Value::String(name)) if accounts.clone().any(|known| known == name.as_str()) => {
-            Ok(Purge::Account(name.as_str().to_owned()))
-        }
-        ("account", Value::String(_)) => {
-            let known: Vec<_> = accounts.collect();
-            Err(format!("there is no such account; the accounts are {}", known.join(", ")))
+        ("account", Value::String(name)) => {
+            let known = accounts.iter().find(|account| *account.name == *name.as_str());
+            known.map(|account| Purge::Account(account.id())).ok_or_else(|| {
+                let names: Vec<_> = accounts.iter().map(|account| &*account.name).collect();
+                format!("there is no such account; the accounts are {}", names.join(", "))
+            })
         }
         ("operation", Value::String(word)) => {
             let known = Operation::ALL.into_iter().find(|operation| operation.as_str() == word.as_str());
@@ -101,12 +104,18 @@ impl EntriesQuery {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accounts::Team;
 
     #[test]
     fn a_purge_is_exactly_one_thing() {
-        let read = |body: &str| purge(body.as_bytes(), ["main", "other"].into_iter());
+        let account = |name: &str, sid: &str| {
+            let (name, sid) = (name.into(), sid.to_owned());
+            Arc::new(Account { name, sid, ..Account::clone(&Team::example("local").account) })
+        };
+        let accounts = [account("main", "AC1"), account("other", "AC2")];
+        let read = |body: &str| purge(body.as_bytes(), &accounts);
         assert_eq!(read(" {\"all\": true}\n"), Ok(Purge::All));
-        assert_eq!(read("{\"account\":\"main\"}"), Ok(Purge::Account("main".into())));
+        assert_eq!(read("{\"account\":\"main\"}"), Ok(Purge::Account(accounts[0].id())));
         assert_eq!(read("{\"operation\":\"query\"}"), Ok(Purge::Operation(Operation::Query)));
         assert_eq!(read("{\"key\":\"0123456789ABCDEF\"}"), Ok(Purge::Key("0123456789abcdef".into())));
         for (body, part) in [
@@ -131,7 +140,7 @@ mod tests {
             let message = read(body).unwrap_err();
             assert!(message.contains(part), "{body}: {message}");
         }
-        assert!(purge(b"{\"all\":\xff}", std::iter::empty()).unwrap_err().contains("not UTF-8"));
+        assert!(purge(b"{\"all\":\xff}", &[]).unwrap_err().contains("not UTF-8"));
     }
 
     #[test]

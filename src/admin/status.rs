@@ -197,8 +197,8 @@ fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
     })
 }
 
-/// One stored page. It has only the key of its query, unless `show_query` is set.
-pub(super) fn entry(view: &EntryView, show_query: bool) -> Value {
+/// One stored page of the account with this name. It has only the key of its query, unless `show_query` is set.
+pub(super) fn entry(view: &EntryView, account: &str, show_query: bool) -> Value {
     let state = match view.lifetimes.ttl(view.age) {
         0.. => "fresh",
         _ if view.age <= view.lifetimes.usable() => "stale",
@@ -206,7 +206,7 @@ pub(super) fn entry(view: &EntryView, show_query: bool) -> Value {
     };
     let mut entry = json!({
         "key": view.key.to_string(),
-        "account": *view.account,
+        "account": account,
         "operation": view.operation.as_str(),
         "age": view.age.as_secs(),
         "state": state,

@@ -79,8 +79,8 @@ impl Entry {
     pub(super) fn weight(&self) -> u32 {
         let coded = self.compression.gzip.get().map_or(0, CodedBody::weight);
         let dimensions = self.time_dimensions.as_ref().map_or(0, TimeDimensions::weight);
-        let texts = self.stored.account.len() + self.query.as_ref().map_or(0, |query| query.len());
-        let own = size_of::<Self>() + 2 * size_of::<usize>() + texts + dimensions;
+        let query = self.query.as_ref().map_or(0, |query| query.len());
+        let own = size_of::<Self>() + 2 * size_of::<usize>() + query + dimensions;
         u32::try_from(Self::BOOKKEEPING + own + self.stored.representation.weight() + coded).unwrap_or(u32::MAX)
     }
 

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 
 use super::entry::Entry;
 use super::sets::ResultSet;
+use crate::accounts::AccountId;
 use crate::core::clock::{Instant, Moment};
 use crate::core::error::GatewayError;
 use crate::request::key::Key;
@@ -78,8 +79,8 @@ pub(crate) enum Kind {
 /// What a flight is for.
 #[derive(Debug, Clone)]
 pub(crate) struct Flown {
-    /// The name of the account whose data it brings.
-    pub(crate) account: Arc<str>,
+    /// The account whose data it brings.
+    pub(crate) account: AccountId,
     pub(crate) operation: Operation,
     /// What it asks. Those who wait for it share this, and need no body of their own.
     pub(crate) canonical: Arc<CanonicalQuery>,
@@ -89,7 +90,7 @@ pub(crate) struct Flown {
 
 impl Flown {
     pub(crate) fn of(query: &ClientQuery, set: Option<ResultSet>) -> Self {
-        let (account, canonical) = (Arc::clone(&query.team.account.name), Arc::clone(&query.canonical));
+        let (account, canonical) = (query.team.account.id(), Arc::clone(&query.canonical));
         Self { account, operation: query.endpoint.operation, canonical, set }
     }
 

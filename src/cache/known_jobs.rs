@@ -298,6 +298,7 @@ fn lock<V, const MOST: usize>(generations: &Mutex<RecentEntries<V, MOST>>) -> Mu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accounts::AccountId;
 
     fn key(n: usize) -> Key {
         Key::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes())
@@ -330,10 +331,10 @@ mod tests {
         let lost = Some(Instant::now());
         for (which, is_forgotten) in [
             (Purge::All, [true, true]),
-            (Purge::Account("a".to_owned()), [true, true]),
+            (Purge::Account(AccountId::other()), [true, true]),
             (Purge::Operation(Operation::JobStatus), [true, true]),
             (Purge::Operation(Operation::JobSubmit), [false, false]),
-            (Purge::Data("a".to_owned()), [false, false]),
+            (Purge::Data(AccountId::other()), [false, false]),
             (Purge::Key(key(1).to_string()), [false, true]),
         ] {
             let jobs = KnownJobs::default();

@@ -89,13 +89,13 @@ impl Memory {
 
     /// Keeps a response from another tier, unless there is a newer one. Returns whether it did.
     pub(crate) fn restore(&self, key: Key, stored: StoredResponse, clock: Clock) -> bool {
-        if self.pages.contains_key(&key) || !self.sets.restore(stored.place, stored.result_set, &stored.account) {
+        if self.pages.contains_key(&key) || !self.sets.restore(stored.place, stored.result_set, stored.account) {
             return false;
         }
         // The next page must expire with its set even if it is fetched only now. If a next page was loaded before, and
         // is of no set or of an older one, it must not be served together with this page.
         if let (Some(result_set), Some(next)) = (stored.result_set, stored.next)
-            && self.sets.restore_next(next, result_set, &stored.account)
+            && self.sets.restore_next(next, result_set, stored.account)
             && self.pages.get(&next).is_some_and(|there| !there.stored.is_of(&result_set))
         {
             self.pages.invalidate(&next);

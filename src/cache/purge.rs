@@ -1,5 +1,6 @@
 //! Which stored responses a purge drops, and what it did.
 
+use crate::accounts::AccountId;
 use crate::request::key::Key;
 use crate::twilio::endpoint::Operation;
 
@@ -8,11 +9,11 @@ use crate::twilio::endpoint::Operation;
 pub enum Purge {
     /// All.
     All,
-    /// Those of one account, by its name.
-    Account(String),
+    /// Those of one account, whatever its name was when they were stored.
+    Account(AccountId),
     /// The responses of one account that a change of its data makes wrong: metadata, queries and their pages, and job
     /// submissions that other clients would share. The results of a job do not change.
-    Data(String),
+    Data(AccountId),
     /// Those of one operation.
     Operation(Operation),
     /// One, by its whole key or the short form that `Cache-Status` shows.
@@ -21,11 +22,11 @@ pub enum Purge {
 
 impl Purge {
     /// Whether to drop this page. `page` is its account and operation.
-    pub(crate) fn matches(&self, key: &Key, page: Option<(&str, Operation)>) -> bool {
+    pub(crate) fn matches(&self, key: &Key, page: Option<(AccountId, Operation)>) -> bool {
         match self {
             Self::All => true,
-            Self::Account(name) => page.is_some_and(|(account, _)| account == name),
-            Self::Data(name) => page.is_some_and(|(account, operation)| account == name && is_data(operation)),
+            Self::Account(id) => page.is_some_and(|(account, _)| account == *id),
+            Self::Data(id) => page.is_some_and(|(account, operation)| account == *id && is_data(operation)),
             Self::Operation(one) => page.is_some_and(|(_, operation)| operation == *one),
             Self::Key(text) => {
                 // Nearly all other keys differ in the first byte, which costs least to compare.

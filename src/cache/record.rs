@@ -7,7 +7,7 @@
 //!
 //! Every moment is written twice: as wall time, and as time since boot with the boot's id. Other machines and later
 //! boots understand wall time. Nobody can set the time since boot. The request, its caller and its credentials are not
-//! in the record. Of the account it has only the name in the configuration.
+//! in the record. Of the account it has only the hash of SID and origin.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -17,6 +17,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::sets::ResultSet;
 use super::stored::StoredResponse;
+use crate::accounts::AccountId;
 use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
 use crate::request::response::Representation;
@@ -25,7 +26,7 @@ use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
 
 /// Version of this encoding. A file of another version is not read.
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
 
 const HASH: usize = blake3::OUT_LEN;
 
@@ -119,10 +120,10 @@ fn nanos(duration: Duration) -> Nanos {
 
 /// The part of a record that a purge needs, read without the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RecordHead<'a> {
+pub(crate) struct RecordHead {
     pub(crate) fetched: Nanos,
     pub(crate) operation: Operation,
-    pub(crate) account: &'a str,
+    pub(crate) account: AccountId,
     /// The first page of its result set.
     pub(crate) first: Option<[u8; 32]>,
 }
@@ -143,7 +144,7 @@ pub(crate) fn encode(key: &Key, stored: &StoredResponse, clocks: &ClockSnapshot,
     // The head.
     record.extend_from_slice(&clocks.nanos(stored.made).to_le_bytes());
     record.push(code(&OPERATIONS, stored.operation)?);
-    put(record, stored.account.as_bytes())?;
+    record.extend_from_slice(&stored.account.0);
     put_option(record, stored.result_set, |record, result_set| {
         record.extend_from_slice(result_set.first.as_bytes());
         record.extend_from_slice(&result_set.id.to_le_bytes());
@@ -178,7 +179,7 @@ pub(crate) fn decode(key: &Key, record: &[u8], clocks: &ClockSnapshot) -> Option
 }
 
 /// The head of a record. Its hash is not checked, because that would require to read the whole page.
-pub(crate) fn head(record: &[u8]) -> Option<RecordHead<'_>> {
+pub(crate) fn head(record: &[u8]) -> Option<RecordHead> {
     let (_, fields) = fields(record)?;
     let mut reader = Reader(fields);
     Some(read_head(&mut reader)?.0)
@@ -203,10 +204,10 @@ struct SavedResultSet {
     lifetimes: Lifetimes,
 }
 
-fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(RecordHead<'a>, Option<SavedResultSet>)> {
+fn read_head(reader: &mut Reader<'_>) -> Option<(RecordHead, Option<SavedResultSet>)> {
     let fetched = reader.u64()?;
     let operation = *OPERATIONS.get(usize::from(reader.u8()?))?;
-    let account = std::str::from_utf8(reader.bytes()?).ok()?;
+    let account = AccountId(*reader.array()?);
     let result_set = reader.option(|reader| {
         let (first, id) = (*reader.array()?, reader.u64()?);
         Some(SavedResultSet { first, id, begun: (reader.u64()?, reader.moment()?), lifetimes: reader.lifetimes()? })
@@ -232,17 +233,7 @@ pub(crate) fn read_stored(fields: &[u8], clocks: &ClockSnapshot) -> Option<Store
     if !reader.is_empty() {
         return None;
     }
-    Some(StoredResponse {
-        representation,
-        account: account.into(),
-        operation,
-        made,
-        lifetimes,
-        place,
-        result_set,
-        next,
-        settled,
-    })
+    Some(StoredResponse { representation, account, operation, made, lifetimes, place, result_set, next, settled })
 }
 
 fn code<T: PartialEq>(all: &[T], one: T) -> Option<u8> {

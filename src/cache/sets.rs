@@ -17,6 +17,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use super::purge::Purge;
+use crate::accounts::AccountId;
 use crate::core::clock::Moment;
 use crate::request::key::Key;
 use crate::semantics::freshness::Lifetimes;
@@ -73,7 +74,7 @@ impl Membership {
 #[derive(Debug, Clone)]
 struct Place {
     result_set: ResultSet,
-    account: Arc<str>,
+    account: AccountId,
     /// For a first page: older sets of its query that stay alive, because their pages have other tokens.
     elders: Arc<[ResultSet]>,
 }
@@ -165,7 +166,7 @@ impl ResultSets {
 
     /// Begins a set with its first page. It replaces the older set of the same query, which stays alive if `apart`,
     /// that is if the pages of the two cannot be confused.
-    pub(crate) fn begin(&self, result_set: ResultSet, account: &Arc<str>, apart: bool) {
+    pub(crate) fn begin(&self, result_set: ResultSet, account: AccountId, apart: bool) {
         let elders = match self.places.get(&result_set.first).filter(|_| apart) {
             Some(older) => {
                 let known = older.elders.iter().copied().filter(|elder| elder.end() > result_set.begun);
@@ -173,17 +174,17 @@ impl ResultSets {
             }
             None => Arc::default(),
         };
-        self.places.insert(result_set.first, Place { result_set, account: Arc::clone(account), elders });
+        self.places.insert(result_set.first, Place { result_set, account, elders });
     }
 
     /// Gives the page of `key` a place in `result_set`. Returns whether that is new. An older set of the same query
     /// that has a page of that name is dead from now on.
-    pub(crate) fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
+    pub(crate) fn expect(&self, key: Key, result_set: ResultSet, account: AccountId) -> bool {
         let before = self.places.get(&key);
         if before.as_ref().is_some_and(|place| place.result_set.is(&result_set)) {
             return false;
         }
-        self.places.insert(key, Place { result_set, account: Arc::clone(account), elders: Arc::default() });
+        self.places.insert(key, Place { result_set, account, elders: Arc::default() });
         if let Some(older) = before.map(|place| place.result_set)
             && let Some(newest) = self.places.get(&result_set.first)
             && newest.elders.iter().any(|elder| elder.is(&older))
@@ -195,11 +196,11 @@ impl ResultSets {
     }
 
     /// Restores the place of a page from another tier. Returns whether the page still belongs to that set.
-    pub(crate) fn restore(&self, key: Key, result_set: Option<ResultSet>, account: &Arc<str>) -> bool {
+    pub(crate) fn restore(&self, key: Key, result_set: Option<ResultSet>, account: AccountId) -> bool {
         match (self.places.get(&key), result_set) {
             (Some(known), result_set) => result_set.is_some_and(|result_set| result_set.is(&known.result_set)),
             (None, Some(result_set)) => {
-                self.places.insert(key, Place { result_set, account: Arc::clone(account), elders: Arc::default() });
+                self.places.insert(key, Place { result_set, account, elders: Arc::default() });
                 true
             }
             (None, None) => true,
@@ -208,12 +209,12 @@ impl ResultSets {
 
     /// Gives the page of `key` a place in a set that survived a restart, unless it has one in a set that began later.
     /// Returns whether it has the place.
-    pub(crate) fn restore_next(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
+    pub(crate) fn restore_next(&self, key: Key, result_set: ResultSet, account: AccountId) -> bool {
         match self.places.get(&key) {
             Some(known) if known.result_set.is(&result_set) => true,
             Some(known) if known.result_set.begun >= result_set.begun => false,
             _ => {
-                self.places.insert(key, Place { result_set, account: Arc::clone(account), elders: Arc::default() });
+                self.places.insert(key, Place { result_set, account, elders: Arc::default() });
                 true
             }
         }
@@ -223,7 +224,7 @@ impl ResultSets {
     pub(crate) fn matching(&self, which: &Purge) -> impl Iterator<Item = Key> {
         self.places.iter().filter_map(move |(key, place)| {
             let operation = if *key == place.result_set.first { Operation::Query } else { Operation::Page };
-            which.matches(&key, Some((&place.account, operation))).then_some(place.result_set.first)
+            which.matches(&key, Some((place.account, operation))).then_some(place.result_set.first)
         })
     }
 
@@ -264,25 +265,25 @@ mod tests {
 
     #[test]
     fn a_set_is_alive_until_a_newer_one_uses_its_tokens() {
-        let (sets, account, now) = (ResultSets::new(1 << 20), "main".into(), Moment::from_nanos(0));
+        let (sets, account, now) = (ResultSets::new(1 << 20), AccountId::example(), Moment::from_nanos(0));
         let (first, second) = (key("1"), key("2"));
         let (one, two, three) = (result_set(first, 0), result_set(first, 1), result_set(first, 2));
         assert_eq!(sets.membership(&second, now), Membership::Unknown);
-        sets.begin(one, &account, true);
-        assert!(sets.expect(second, one, &account) && !sets.expect(second, one, &account));
+        sets.begin(one, account, true);
+        assert!(sets.expect(second, one, account) && !sets.expect(second, one, account));
         assert_eq!(sets.membership(&second, now), Membership::Of(one));
-        sets.begin(two, &account, true);
+        sets.begin(two, account, true);
         assert!(sets.lives(&one) && sets.lives(&two));
         assert_eq!(sets.membership(&second, now), Membership::Of(one), "other tokens");
-        sets.begin(three, &account, false);
+        sets.begin(three, account, false);
         assert!(!sets.lives(&one) && !sets.lives(&two) && sets.lives(&three));
         assert_eq!(sets.membership(&second, now), Membership::Lost);
-        assert!(sets.expect(second, three, &account));
+        assert!(sets.expect(second, three, account));
         assert_eq!(sets.membership(&second, now), Membership::Of(three));
         let four = result_set(first, 3);
-        sets.begin(four, &account, true);
+        sets.begin(four, account, true);
         assert!(sets.lives(&three));
-        assert!(sets.expect(second, four, &account));
+        assert!(sets.expect(second, four, account));
         assert!(!sets.lives(&three), "a page of the newer set has the same name as one of this set");
         sets.purge(|purged| *purged == first);
         assert_eq!(sets.membership(&second, now), Membership::Unknown);
@@ -290,13 +291,9 @@ mod tests {
 
     #[test]
     fn a_page_whose_set_may_have_been_evicted_is_not_unknown() {
-        let (sets, account) = (ResultSets::new(8192), "main".into());
+        let (sets, account) = (ResultSets::new(8192), AccountId::example());
         for n in 0..100u32 {
-            sets.begin(
-                result_set(*ClientQuery::example(Operation::Query, &n.to_string(), "").key(), n),
-                &account,
-                true,
-            );
+            sets.begin(result_set(*ClientQuery::example(Operation::Query, &n.to_string(), "").key(), n), account, true);
             sets.settle();
         }
         assert!(sets.bytes() <= 8192);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sets::ResultSet;
+use crate::accounts::AccountId;
 use crate::core::clock::Moment;
 use crate::request::key::Key;
 use crate::request::response::Representation;
@@ -18,8 +19,8 @@ use crate::twilio::settled::Verdict;
 #[derive(Debug, Clone)]
 pub struct StoredResponse {
     pub(crate) representation: Arc<Representation>,
-    /// The name of the account whose data it is.
-    pub(crate) account: Arc<str>,
+    /// The account whose data it is. Its name may change while this is stored.
+    pub(crate) account: AccountId,
     pub(crate) operation: Operation,
     /// When it was new. Its age counts from then: when it arrived, or earlier by its `Age`. A moment of this boot of
     /// the machine; a record also has the wall time.
@@ -69,7 +70,7 @@ impl StoredResponse {
         };
         Self {
             representation: Arc::new(Representation::new(answer, &[])),
-            account: "main".into(),
+            account: AccountId::example(),
             operation: Operation::Query,
             made,
             lifetimes: Lifetimes::fresh_only(fresh),

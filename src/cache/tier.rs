@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 
 use super::purge::Purge;
 use super::stored::StoredResponse;
-use crate::accounts::Account;
+use crate::accounts::{Account, AccountId};
 use crate::core::clock::Instant;
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
@@ -45,7 +45,7 @@ pub trait Tier: Debug + Send + Sync {
 
     /// Calls `remove` once, which drops responses from memory and returns their keys. The tier drops them too, as far
     /// as they are older than what `replaced` them. Does not block on its medium.
-    fn remove(&self, replaced: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>);
+    fn remove(&self, replaced: &Replacement, remove: &mut dyn FnMut() -> Vec<Key>);
 
     /// Calls `mark` once, which marks in memory the responses to drop and returns the first pages of the result sets to
     /// drop. Then drops these and all that `which` matches. Never refused: a purged response must not come back.
@@ -72,9 +72,10 @@ pub struct Candidate<'a> {
 
 /// A response that is not kept. Others are dropped because of it.
 #[derive(Debug, Clone, Copy)]
-pub struct Replacement<'a> {
-    /// The name of its account.
-    pub account: &'a Arc<str>,
+pub struct Replacement {
+    /// Its account. `None` if they are of several: another replica has newer ones, which the store that replicas share
+    /// knows.
+    pub account: Option<AccountId>,
     /// When it was requested.
     pub asked: Instant,
 }

@@ -49,7 +49,7 @@ impl Tier for Tiers {
         })
     }
 
-    fn remove(&self, replaced: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, replaced: &Replacement, remove: &mut dyn FnMut() -> Vec<Key>) {
         self.far.remove(replaced, &mut || {
             let mut removed = Vec::new();
             self.near.remove(replaced, &mut || {
@@ -91,6 +91,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::accounts::AccountId;
     use crate::cache::entry::Entry;
     use crate::cache::flight::{Flown, Kind};
     use crate::cache::store::{Store, UnstoredResponse};
@@ -132,7 +133,7 @@ mod tests {
             kept
         }
 
-        fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+        fn remove(&self, _: &Replacement, remove: &mut dyn FnMut() -> Vec<Key>) {
             let removed = remove();
             self.say(&format!("remove {}", removed.len()));
         }
@@ -166,7 +167,7 @@ mod tests {
         assert_eq!(taken(), ["near put true 0", "far put true 0"]);
         store.load(&query.team.account, &key, &query.context, now).unwrap().await;
         assert_eq!(taken(), ["near get", "far get"]);
-        let (account, made) = ("main".into(), clock.moment());
+        let (account, made) = (AccountId::example(), clock.moment());
         store
             .supersede(key, &UnstoredResponse { account, asked: now, made, begins: None, next: None, is_shared: true });
         assert_eq!(taken(), ["near remove 1", "far remove 1"]);

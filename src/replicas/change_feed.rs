@@ -36,7 +36,6 @@ pub(super) use self::change::HEAD;
 pub(super) use self::generation::Generation;
 use self::reader::{ChangeBatch, FeedReader};
 pub(super) use self::scripts::LONGEST;
-use super::accounts::KnownAccounts;
 use super::purge_log::{self, Millis, PurgeLog, PurgeTarget};
 use super::{Part, SharedStore, StoreError, StoreTime, retry_pause};
 use crate::accounts::Account;
@@ -73,7 +72,6 @@ struct Inner {
     local: Store,
     /// Memory alone.
     memory: Store,
-    accounts: KnownAccounts,
     clock: Clock,
     state: Mutex<State>,
     /// A purge waits to be published.
@@ -108,11 +106,11 @@ struct LastRead {
 
 impl ChangeFeed {
     /// Reads and publishes changes in the background. Needs a tokio runtime.
-    pub(super) fn start(store: SharedStore, local: Store, accounts: KnownAccounts, clock: Clock) -> Self {
+    pub(super) fn start(store: SharedStore, local: Store, clock: Clock) -> Self {
         let mut reader = FeedReader::new(local.disk().is_some());
         let memory = local.clone().without_tier();
         let (state, wake, following) = (Mutex::default(), Notify::new(), tokio::sync::Mutex::default());
-        let changes = Self(Arc::new(Inner { store, local, memory, accounts, clock, state, wake, following }));
+        let changes = Self(Arc::new(Inner { store, local, memory, clock, state, wake, following }));
         let weak = Arc::downgrade(&changes.0);
         tokio::spawn(async move {
             let mut failing_since = None;
@@ -160,8 +158,7 @@ impl ChangeFeed {
         which: &Purge,
         mark: &mut dyn FnMut() -> HashSet<Key>,
     ) -> impl FnOnce() -> bool + use<> {
-        let account = |name: &str| self.0.accounts.named(name).map(|account| account.id());
-        let target = PurgeTarget::of(which, account);
+        let target = PurgeTarget::of(which);
         let (sender, published) = mpsc::sync_channel(1);
         let is_waited_for = target.is_some() && self.generation().is_some();
         self.add_unsent(target, None);
@@ -388,7 +385,7 @@ impl ChangeFeed {
         let end = StoreTime(published.saturating_add(1).saturating_mul(1000));
         let now = self.0.clock.moment();
         let at = self.0.store.moment_of(end).map_or(now, |end| end.min(now));
-        for which in target.purges(|id| self.0.accounts.names(id)) {
+        if let Some(which) = target.purge() {
             // Who purged a page need not know the first page of its result set.
             self.add_unsent(target.others(local.first_pages(&which)), None);
             local.purge_before(&which, at);

@@ -192,7 +192,7 @@ impl SharedFlights {
 
     /// When what the caller wants was last purged or replaced.
     fn purged(&self, request: &ClaimRequest) -> Option<Moment> {
-        let account = &*request.team.account.name;
+        let account = request.team.account.id();
         let is_purged = |which: &Purge| {
             which.matches(&request.key, Some((account, request.operation)))
                 || request.first.is_some_and(|first| which.matches(&first, Some((account, Operation::Query))))

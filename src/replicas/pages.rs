@@ -93,7 +93,7 @@ impl SharedPages {
     }
 
     fn new(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Self {
-        let feed = ChangeFeed::start(store.clone(), local.clone(), accounts.clone(), clock);
+        let feed = ChangeFeed::start(store.clone(), local.clone(), clock);
         let writer = PageWriter::start(store.clone(), feed.clone(), clock);
         Self(Arc::new(Inner { store, local, accounts, feed, writer, clock, lookups: Mutex::default() }))
     }
@@ -118,7 +118,7 @@ impl SharedPages {
             LookupResult::Page(entry) => {
                 local.adopt(*key, *entry, snapshot);
             }
-            LookupResult::Place(result_set) => local.adopt_place(*key, result_set, &account.name, snapshot),
+            LookupResult::Place(result_set) => local.adopt_place(*key, result_set, account.id(), snapshot),
         }
     }
 
@@ -144,7 +144,7 @@ impl SharedPages {
         match value {
             PageValue::Place(result_set) => Some(LookupResult::Place(result_set)),
             PageValue::Page(stored) => {
-                let stored = StoredResponse { account: Arc::clone(&account.name), ..stored };
+                let stored = StoredResponse { account: account.id(), ..stored };
                 let (now, age) = (clock.now(), stored.age(clock.moment()));
                 let is_usable = age <= stored.lifetimes.usable() && feed.admit(account, key, &stored, asked);
                 let ago = clock.moment().since(came) + Duration::from_micros(time.saturating_sub(asked.0));
@@ -252,7 +252,7 @@ impl Tier for SharedPages {
     fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> InsertOutcome) -> bool {
         let InsertOutcome { kept, mut removed } = keep();
         let Candidate { key, stored, asked, is_forced } = *candidate;
-        let Some(account) = self.0.accounts.named(&stored.account) else { return kept };
+        let Some(account) = self.0.accounts.get(stored.account) else { return kept };
         let asked = self.0.clock.earliest_moment(asked);
         if kept {
             // The next page's place in the new set is written over what there was.
@@ -267,9 +267,10 @@ impl Tier for SharedPages {
         kept
     }
 
-    fn remove(&self, replaced: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, replaced: &Replacement, remove: &mut dyn FnMut() -> Vec<Key>) {
         let removed = remove();
-        if let Some(account) = self.0.accounts.named(replaced.account).filter(|_| !removed.is_empty()) {
+        let account = replaced.account.and_then(|account| self.0.accounts.get(account));
+        if let Some(account) = account.filter(|_| !removed.is_empty()) {
             self.0.writer.remove(&account, removed, self.0.clock.earliest_moment(replaced.asked), Announce::Always);
         }
     }

@@ -1,7 +1,6 @@
 //! The log of purges. It decides whether a page that another replica has stored may be served.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use crate::accounts::AccountId;
 use crate::cache::Purge;
@@ -27,12 +26,12 @@ pub(super) enum PurgeTarget {
 }
 
 impl PurgeTarget {
-    /// What `which` names. `account` tells an account's id by its name. `None` if it names nothing.
-    pub(super) fn of(which: &Purge, account: impl Fn(&str) -> Option<AccountId>) -> Option<Self> {
+    /// What `which` names. `None` if it names nothing.
+    pub(super) fn of(which: &Purge) -> Option<Self> {
         Some(match which {
             Purge::All => Self::Everything(None),
-            Purge::Account(name) => Self::Everything(Some(account(name)?)),
-            Purge::Data(name) => Self::Data(account(name)?),
+            Purge::Account(id) => Self::Everything(Some(*id)),
+            Purge::Data(id) => Self::Data(*id),
             Purge::Operation(operation) => Self::Operation(*operation),
             Purge::Key(text) => match text.len() {
                 16 => Self::Short(bytes(text)?),
@@ -41,17 +40,17 @@ impl PurgeTarget {
         })
     }
 
-    /// The purges of this replica that drop the same. `names` are those of an account.
-    pub(super) fn purges(&self, names: impl Fn(&AccountId) -> Vec<Arc<str>>) -> Vec<Purge> {
-        match self {
-            Self::Everything(None) => vec![Purge::All],
-            Self::Everything(Some(id)) => names(id).into_iter().map(|name| Purge::Account(name.to_string())).collect(),
-            Self::Data(id) => names(id).into_iter().map(|name| Purge::Data(name.to_string())).collect(),
-            Self::Operation(operation) => vec![Purge::Operation(*operation)],
-            Self::Short(digits) => vec![Purge::Key(digits.iter().map(|byte| format!("{byte:02x}")).collect())],
-            Self::Page(key) => vec![Purge::Key(Key::from_bytes(*key).to_string())],
-            Self::Stored => vec![],
-        }
+    /// The purge of this replica that drops the same, if memory may have any of that.
+    pub(super) fn purge(&self) -> Option<Purge> {
+        Some(match self {
+            Self::Everything(None) => Purge::All,
+            Self::Everything(Some(id)) => Purge::Account(*id),
+            Self::Data(id) => Purge::Data(*id),
+            Self::Operation(operation) => Purge::Operation(*operation),
+            Self::Short(digits) => Purge::Key(digits.iter().map(|byte| format!("{byte:02x}")).collect()),
+            Self::Page(key) => Purge::Key(Key::from_bytes(*key).to_string()),
+            Self::Stored => return None,
+        })
     }
 
     /// For the purge of one page: the first pages of the result sets that it drops too, which others may know only by
@@ -162,7 +161,7 @@ pub(super) fn targets(
 ) -> impl Iterator<Item = PurgeTarget> + use<> {
     let StoredResponse { operation, result_set, place, next, .. } = stored;
     let (set, next) = (result_set.as_ref(), next.filter(|_| result_set.is_some()));
-    let is_data = Purge::Data(String::new()).matches(key, Some(("", *operation)));
+    let is_data = Purge::Data(*account).matches(key, Some((*account, *operation)));
     let of_operation = [
         Some(*operation),
         // A further page of a set belongs to a query, and a page with a next one has further pages.
@@ -192,8 +191,6 @@ mod tests {
     use super::*;
     use crate::cache::sets::ResultSet;
     use crate::core::clock::Moment;
-
-    const NAMES: [&str; 2] = ["one", "two"];
 
     fn id(n: u8) -> AccountId {
         AccountId([n; 16])
@@ -246,15 +243,14 @@ mod tests {
             for (target, at) in &purged {
                 purges.add(*target, *at);
             }
-            let name = NAMES[usize::from(account)];
             let mut members = vec![(key(own), operation)];
             if let Some(result_set) = stored.result_set {
                 members.push((result_set.first, Operation::Query));
                 members.extend(stored.next.map(|next| (next, Operation::Page)));
             }
             let drops = |target: &PurgeTarget| *target == PurgeTarget::Stored || {
-                let which = target.purges(|AccountId([n, ..])| vec![NAMES[usize::from(*n)].into()]);
-                let matches = |(key, operation): &(Key, Operation)| which[0].matches(key, Some((name, *operation)));
+                let which = target.purge().unwrap();
+                let matches = |(key, operation): &(Key, Operation)| which.matches(key, Some((id(account), *operation)));
                 members.iter().any(matches)
             };
             let expected = !purged.iter().any(|(target, at)| *at >= asked && drops(target));
@@ -273,10 +269,7 @@ mod tests {
 
         #[test]
         fn a_purge_becomes_a_target_and_the_same_purge_again(target in target()) {
-            let names = |AccountId([n, ..]): &AccountId| vec![NAMES[usize::from(*n)].into()];
-            let known = |name: &str| NAMES.iter().position(|known| *known == name).map(|n| id(n as u8));
-            let [which] = &target.purges(names)[..] else { panic!("one account has one name") };
-            prop_assert_eq!(PurgeTarget::of(which, known), Some(target));
+            prop_assert_eq!(PurgeTarget::of(&target.purge().unwrap()), Some(target));
         }
     }
 

@@ -52,6 +52,7 @@ mod query;
 mod query_limits;
 mod reload;
 mod reload_guard;
+mod renamed_accounts;
 mod replicas;
 mod request_ids;
 mod result_sets;

@@ -96,7 +96,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
 #[derive(Debug)]
 pub(super) enum DiskChange {
     /// A page was kept.
-    Keep(Key, StoredResponse),
+    Keep(Key, Box<StoredResponse>),
     /// Pages were dropped, or could not be written here.
     Remove(Vec<Key>),
     /// Pages were purged, and the result sets that begin with these keys.

@@ -217,14 +217,14 @@ impl Tier for Disk {
         }
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if !order.send(Message::Keep(key, stored.clone())) {
+        if !order.send(Message::Keep(key, Box::new(stored.clone()))) {
             self.shared.arrived(bytes);
             self.shared.count("dropped", 1);
         }
         true
     }
 
-    fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replacement, remove: &mut dyn FnMut() -> Vec<Key>) {
         let order = self.lock();
         let removed = remove();
         self.send_removal(&order, removed);

@@ -55,7 +55,7 @@ pub(super) struct Shared {
 
 #[derive(Debug)]
 pub(super) enum Message {
-    Keep(Key, StoredResponse),
+    Keep(Key, Box<StoredResponse>),
     /// Drop responses that a newer one replaced.
     Remove(Vec<Key>),
     /// Drop these responses, and the result sets that begin with these keys. Then tell whether they are gone for good,

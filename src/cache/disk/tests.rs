@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::shared::WAITING;
 use super::*;
+use crate::accounts::AccountId;
 use crate::cache::entry::Entry;
 use crate::cache::flight::{Flown, Kind};
 use crate::cache::purge::PurgeReport;
@@ -57,7 +58,7 @@ fn stored(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> StoredResponse
     let lifetimes = Lifetimes { fresh: HOUR, stale_while_revalidate: HOUR, stale_if_error: HOUR * 2 };
     StoredResponse {
         representation: page(body),
-        account: "main".into(),
+        account: AccountId::example(),
         operation: Operation::Query,
         made: clock.moment(),
         lifetimes,
@@ -175,7 +176,7 @@ async fn pages_survive_a_restart_as_they_were() {
         (after.stored.representation.status, &after.stored.representation.etag),
         (before.stored.representation.status, &before.stored.representation.etag)
     );
-    assert_eq!((&*after.stored.account, after.stored.operation), (&*before.stored.account, before.stored.operation));
+    assert_eq!((after.stored.account, after.stored.operation), (before.stored.account, before.stored.operation));
     assert_eq!(
         (after.stored.lifetimes, after.stored.settled, after.stored.next),
         (before.stored.lifetimes, before.stored.settled, before.stored.next)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Store;
 use super::replacements::{LookupSnapshot, RecentReplacements};
 use super::unstored::UnstoredResponse;
+use crate::accounts::AccountId;
 use crate::cache::entry::Entry;
 use crate::cache::flight::Lease;
 use crate::cache::memory::Memory;
@@ -80,7 +81,7 @@ impl Store {
     }
 
     /// Gives the page of `key` a place in a result set of another replica, unless it has one in a set that began later.
-    pub(crate) fn adopt_place(&self, key: Key, result_set: ResultSet, account: &Arc<str>, snapshot: LookupSnapshot) {
+    pub(crate) fn adopt_place(&self, key: Key, result_set: ResultSet, account: AccountId, snapshot: LookupSnapshot) {
         let changing = self.changing();
         if self.is_unchanged(&changing, snapshot, [Some(key), Some(result_set.first)]) {
             self.memory.sets.restore_next(key, result_set, account);
@@ -140,15 +141,15 @@ impl Store {
         let Some(result_set) = *result_set else { return vec![] };
         // A set of another replica may be known by a later page already.
         if result_set.first == key && !self.memory.sets.is_known(&result_set) {
-            self.memory.sets.begin(result_set, account, is_apart(*next, old));
+            self.memory.sets.begin(result_set, *account, is_apart(*next, old));
         }
         let named = [*next, entry.previous].into_iter().flatten();
-        named.filter(|named| self.expect(*named, result_set, account)).collect()
+        named.filter(|named| self.expect(*named, result_set, *account)).collect()
     }
 
     /// Gives the page of `key` a place in this set. Returns whether that is new: an older page under the key is then
     /// removed, on the disk too, which may have pages that memory has evicted.
-    fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
+    fn expect(&self, key: Key, result_set: ResultSet, account: AccountId) -> bool {
         let Memory { pages, sets } = &self.memory;
         let is_new = sets.expect(key, result_set, account)
             && !pages.get(&key).is_some_and(|there| there.stored.is_of(&result_set));
@@ -167,16 +168,16 @@ impl Store {
         };
         match self.tier() {
             Some(tier) => {
-                tier.remove(&Replacement { account: &unstored.account, asked: unstored.asked }, &mut displace);
+                tier.remove(&Replacement { account: Some(unstored.account), asked: unstored.asked }, &mut displace);
             }
             None => drop(displace()),
         }
     }
 
     /// Removes what the tiers behind memory have under `key`, if it was requested before `asked`. Memory keeps it.
-    pub(crate) fn remove_from_tiers(&self, key: Key, account: &Arc<str>, asked: Instant) {
+    pub(crate) fn remove_from_tiers(&self, key: Key, account: AccountId, asked: Instant) {
         if let Some(tier) = self.tier() {
-            tier.remove(&Replacement { account, asked }, &mut || vec![key]);
+            tier.remove(&Replacement { account: Some(account), asked }, &mut || vec![key]);
         }
     }
 
@@ -191,9 +192,9 @@ impl Store {
         let mut removed = vec![];
         if let Some(result_set) = unstored.begins {
             if is_replaced {
-                self.memory.sets.begin(result_set, &unstored.account, is_apart(unstored.next, old.as_deref()));
+                self.memory.sets.begin(result_set, unstored.account, is_apart(unstored.next, old.as_deref()));
             }
-            removed.extend(unstored.next.filter(|next| self.expect(*next, result_set, &unstored.account)));
+            removed.extend(unstored.next.filter(|next| self.expect(*next, result_set, unstored.account)));
         }
         if is_replaced {
             self.memory.pages.invalidate(&key);

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Store;
+use crate::accounts::AccountId;
 use crate::cache::entry::Entry;
 use crate::core::clock::Moment;
 use crate::request::key::Key;
@@ -18,8 +19,8 @@ use crate::twilio::settled::Verdict;
 pub struct EntryView {
     /// Its key.
     pub key: Key,
-    /// The name of the account whose data it is.
-    pub account: Arc<str>,
+    /// The account whose data it is.
+    pub account: AccountId,
     /// The operation that it answers.
     pub operation: Operation,
     /// How long ago it was fetched.
@@ -57,7 +58,7 @@ impl Store {
         }
         let view = |(key, entry): ([u8; 32], Arc<Entry>)| EntryView {
             key: Key::from_bytes(key),
-            account: Arc::clone(&entry.stored.account),
+            account: entry.stored.account,
             operation: entry.stored.operation,
             age: entry.stored.age(now),
             lifetimes: entry.stored.lifetimes,

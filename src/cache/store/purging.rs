@@ -72,7 +72,7 @@ impl Store {
             self.remove_outdated(replaced, clock)
         };
         match self.tier() {
-            Some(tier) => tier.remove(&Replacement { account: &"".into(), asked: clock.now() }, &mut remove),
+            Some(tier) => tier.remove(&Replacement { account: None, asked: clock.now() }, &mut remove),
             None => drop(remove()),
         }
     }
@@ -151,7 +151,7 @@ impl Store {
         let all: Vec<(Key, Arc<Entry>, bool)> = pages
             .iter()
             .map(|(key, entry)| {
-                let matches = which.matches(&key, Some((&entry.stored.account, entry.stored.operation)));
+                let matches = which.matches(&key, Some((entry.stored.account, entry.stored.operation)));
                 if matches {
                     firsts.extend(entry.stored.result_set.map(|result_set| result_set.first));
                 }
@@ -159,7 +159,7 @@ impl Store {
             })
             .collect();
         self.flights.purge(at, |key, flight| {
-            which.matches(key, Some((&flight.account, flight.operation)))
+            which.matches(key, Some((flight.account, flight.operation)))
                 || firsts.contains(key)
                 || flight.set.is_some_and(|set| firsts.contains(&set.first))
         });

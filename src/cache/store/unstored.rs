@@ -1,7 +1,6 @@
 //! A response that passes the cache and is not stored.
 
-use std::sync::Arc;
-
+use crate::accounts::AccountId;
 use crate::cache::entry::Entry;
 use crate::cache::sets::ResultSet;
 use crate::core::clock::{Instant, Moment};
@@ -10,8 +9,8 @@ use crate::request::key::Key;
 /// A successful response that is not stored.
 #[derive(Debug)]
 pub(crate) struct UnstoredResponse {
-    /// The name of the account whose data it is.
-    pub(crate) account: Arc<str>,
+    /// The account whose data it is.
+    pub(crate) account: AccountId,
     pub(crate) asked: Instant,
     pub(crate) made: Moment,
     /// For a first page: its result set, whose further pages may be kept.
@@ -25,7 +24,7 @@ pub(crate) struct UnstoredResponse {
 impl UnstoredResponse {
     pub(super) fn of(key: Key, entry: &Entry) -> Self {
         Self {
-            account: Arc::clone(&entry.stored.account),
+            account: entry.stored.account,
             asked: entry.asked,
             made: entry.stored.made,
             begins: entry.stored.result_set.filter(|result_set| result_set.first == key),

@@ -58,7 +58,7 @@ where
         && let Some(token) = answer.next_token.take()
     {
         let next = Some(Key::of_page(&call.team.account, &Parameters::of_page(&token)));
-        let account = Arc::clone(&call.team.account.name);
+        let account = call.team.account.id();
         let unstored = UnstoredResponse {
             account,
             asked,

@@ -185,7 +185,7 @@ impl CacheLayer {
         let made = stored.and_then(|entry| Job::read(&entry.stored.representation.body)?.id);
         // A later submission of the same query may have made another job.
         if made.is_none_or(|id| Key::of_job(account, &id) == key) {
-            self.store.remove_from_tiers(submission, &account.name, self.clock.now());
+            self.store.remove_from_tiers(submission, account.id(), self.clock.now());
         }
     }
 
@@ -301,14 +301,8 @@ impl CacheLayer {
     /// Results do not exist, or no longer. Removes the job's stored results, and a status that says that they exist.
     fn end_results(&self, call: &UpstreamCall, id: &str, answer: &UpstreamResponse, asked: Instant, lease: &Lease) {
         let (account, now) = (&call.team.account, self.clock.moment());
-        let superseded = || UnstoredResponse {
-            account: Arc::clone(&account.name),
-            asked,
-            made: now,
-            begins: None,
-            next: None,
-            is_shared: true,
-        };
+        let superseded =
+            || UnstoredResponse { account: account.id(), asked, made: now, begins: None, next: None, is_shared: true };
         let key = Key::of_job(account, id);
         let status = self.store.page(&key).and_then(|entry| state(&entry.stored.representation));
         if status == Some(State::Completed) {
@@ -321,7 +315,7 @@ impl CacheLayer {
         let end = end_of_results(account, id);
         let stored = StoredResponse {
             representation: Arc::new(Representation::new(answer.clone(), &[])),
-            account: Arc::clone(&account.name),
+            account: account.id(),
             operation: Operation::JobResults,
             made: now,
             lifetimes: Lifetimes::fresh_only(self.policy.jobs.results),

@@ -112,7 +112,7 @@ impl CacheLayer {
         let Some(lifetimes) = narrowed.filter(|lifetimes| !lifetimes.usable().is_zero()) else {
             if class != CacheClass::None && page.status.is_success() {
                 let unstored = UnstoredResponse {
-                    account: Arc::clone(&call.team.account.name),
+                    account: call.team.account.id(),
                     asked: asked.at,
                     made,
                     begins: (class == CacheClass::Query).then(|| self.unstored_set(call.key, made)),
@@ -129,7 +129,7 @@ impl CacheLayer {
         };
         let stored = StoredResponse {
             representation: Arc::clone(&page),
-            account: Arc::clone(&call.team.account.name),
+            account: call.team.account.id(),
             operation,
             made,
             lifetimes,

@@ -7,7 +7,6 @@ use tower::Layer;
 
 use super::pending_writes::PendingWrites;
 use super::refresh_backoff::RefreshBackoff;
-use crate::accounts::PerAccount;
 use crate::cache::{CacheResponse, Store};
 use crate::core::clock::Clock;
 use crate::core::error::GatewayError;
@@ -54,25 +53,16 @@ pub struct CacheLayer {
     pub(super) store: Store,
     pub(super) refreshes: RefreshBackoff,
     pub(super) policy: Policy,
-    /// For each account all names under which its data may be stored.
-    pub(super) same_data: PerAccount<Arc<[Arc<str>]>>,
     pub(super) writes: PendingWrites,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
 }
 
 impl CacheLayer {
-    /// Keeps responses in `store` for as long as `policy` says. `same_data` has for each account the names of all
-    /// accounts with the same SID.
-    pub fn new(
-        store: Store,
-        policy: Policy,
-        same_data: PerAccount<Arc<[Arc<str>]>>,
-        metrics: Arc<Metrics>,
-        clock: Clock,
-    ) -> Self {
+    /// Keeps responses in `store` for as long as `policy` says.
+    pub fn new(store: Store, policy: Policy, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let (refreshes, writes) = (RefreshBackoff::default(), PendingWrites::default());
-        Self { store, refreshes, policy, same_data, writes, metrics, clock }
+        Self { store, refreshes, policy, writes, metrics, clock }
     }
 
     /// The same; `writes` has the writes that it sends, until they have ended.

@@ -24,7 +24,7 @@ use tokio::time::advance;
 use tower::{Layer, Service, ServiceExt};
 
 use super::{CacheLayer, Caching, JobLifetimes, Policy};
-use crate::accounts::PerAccount;
+use crate::accounts::AccountId;
 use crate::cache::entry::Entry;
 use crate::cache::flight::{Flown, Kind};
 use crate::cache::stored::StoredResponse;
@@ -180,19 +180,14 @@ fn cache(upstream: &Upstream) -> Cache {
 fn cache_with(policy: Policy, upstream: &Upstream) -> Cache {
     let metrics = Metrics::new();
     let store = Store::new(1 << 20, &metrics);
-    Cache::new(CacheLayer::new(store, policy, one_name(), metrics, Clock::simulated()), upstream)
+    Cache::new(CacheLayer::new(store, policy, metrics, Clock::simulated()), upstream)
 }
 
 /// A cache on a machine whose clock can be set, and that can be suspended.
 fn cache_on(upstream: &Upstream) -> (Cache, &'static Simulation) {
     let (clock, machine) = Clock::simulation();
     let metrics = Metrics::new();
-    (Cache::new(CacheLayer::new(Store::new(1 << 20, &metrics), POLICY, one_name(), metrics, clock), upstream), machine)
-}
-
-/// The account of the tests has one name.
-fn one_name() -> PerAccount<Arc<[Arc<str>]>> {
-    PerAccount::example(Arc::from(["main".into()]))
+    (Cache::new(CacheLayer::new(Store::new(1 << 20, &metrics), POLICY, metrics, clock), upstream), machine)
 }
 
 fn purge(cache: &Cache, which: &Purge) -> u64 {

@@ -13,7 +13,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use http::StatusCode;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
@@ -81,33 +80,28 @@ fn changes_nothing(answered: &Answered) -> bool {
     }
 }
 
-/// Drops the stored metadata and queries of an account, under each of its names. Returns when memory has none of them
-/// any more, and the tiers behind it have none or take too long. The write is `pending` until all of this is done.
+/// Drops the stored metadata and queries of an account, also those that were stored under another name of it. Returns
+/// when memory has none of them any more, and the tiers behind it have none or take too long. The write is `pending`
+/// until all of this is done.
 async fn drop_outdated(layer: &CacheLayer, account: &Arc<Account>, pending: PendingWrite) {
-    let purges = layer.same_data.of(account).iter().map(|name| {
-        let (store, which) = (layer.store.clone(), Purge::Data(name.to_string()));
-        let (in_memory, dropped) = oneshot::channel();
-        let purge = move || {
-            store.purge_and_tell(&which, |pages| {
-                // The receiver is gone only if the runtime ends.
-                let _ = in_memory.send(pages);
-            })
-        };
-        (tokio::task::spawn_blocking(purge), dropped)
+    let (store, which) = (layer.store.clone(), Purge::Data(account.id()));
+    let (in_memory, dropped) = oneshot::channel();
+    let purge = tokio::task::spawn_blocking(move || {
+        store.purge_and_tell(&which, |pages| {
+            // The receiver is gone only if the runtime ends.
+            let _ = in_memory.send(pages);
+        })
     });
-    let (purges, dropped): (Vec<_>, Vec<_>) = purges.unzip();
     let reported = {
         let account = Arc::clone(account);
         async move {
-            for purged in join_all(purges).await {
-                report(&account, purged);
-            }
+            report(&account, purge.await);
             drop(pending);
         }
     };
     // In a separate task, because the answer does not wait for a slow disk, and its fault is reported nevertheless.
     let reported = tokio::spawn(reported.in_current_span());
-    let pages: u64 = join_all(dropped).await.into_iter().flatten().sum();
+    let pages = dropped.await.unwrap_or_default();
     tracing::info!(account = %account.name, pages, "a custom field was written, or may have been: the stored metadata and queries of its account were removed");
     // If it takes longer, the responses are removed after the answer.
     let _ = timeout(TIER_PATIENCE, reported).await;

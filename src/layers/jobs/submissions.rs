@@ -62,7 +62,7 @@ where
         let Some(made) = made.filter(|entry| entry.stored.representation.status.is_success()) else { return };
         if !self.may_share(query, &made, may_poll).await {
             let unstored = UnstoredResponse {
-                account: Arc::clone(&made.stored.account),
+                account: made.stored.account,
                 asked: made.asked,
                 made: made.stored.made,
                 begins: None,

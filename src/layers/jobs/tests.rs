@@ -8,7 +8,7 @@ use tower::{Layer, ServiceExt};
 use super::layer::Shared;
 use super::submissions::only;
 use super::*;
-use crate::accounts::{PerAccount, Team};
+use crate::accounts::Team;
 use crate::cache::known_jobs::KnownJob;
 use crate::cache::{Purge, Store, UnstoredResponse};
 use crate::core::clock::Clock;
@@ -147,17 +147,14 @@ impl Rig {
         let settings = Settings { dedup: policy.jobs.dedup, deadline: policy.deadline };
         let draining = Draining::default();
         let layer = JobsLayer::new(store.clone(), JobOwners::default(), settings, draining.clone(), clock);
-        let cache =
-            CacheLayer::new(store.clone(), policy, PerAccount::example(Arc::from(["main".into()])), metrics, clock)
-                .layer(upstream.clone());
+        let cache = CacheLayer::new(store.clone(), policy, metrics, clock).layer(upstream.clone());
         Self { jobs: layer.layer(cache), upstream, store, draining, clock }
     }
 
     /// The cache in front of a Twilio that takes this long.
     fn slow(&self, takes: Duration) -> Caching<Twilio> {
         let upstream = Twilio { takes, ..self.upstream.clone() };
-        let names = PerAccount::example(Arc::from(["main".into()]));
-        CacheLayer::new(self.store.clone(), LIFETIMES, names, Metrics::new(), self.clock).layer(upstream)
+        CacheLayer::new(self.store.clone(), LIFETIMES, Metrics::new(), self.clock).layer(upstream)
     }
 
     async fn ask(&self, query: ClientQuery) -> Answered {

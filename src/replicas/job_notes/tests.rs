@@ -1,6 +1,7 @@
 use redis::cmd;
 
 use super::*;
+use crate::accounts::AccountId;
 use crate::cache::Purge;
 use crate::config::Shared;
 use crate::core::clock::Clock;
@@ -126,12 +127,12 @@ async fn a_purge_ends_the_notes_of_what_it_names_on_all_replicas() {
     let about = subject(&a, Operation::JobSubmit, 1);
     for (which, is_purged) in [
         (Purge::All, true),
-        (Purge::Account("main".to_owned()), true),
+        (Purge::Account(AccountId::example()), true),
         (Purge::Operation(Operation::JobSubmit), true),
         (Purge::Key(about.key.to_string()), true),
         (Purge::Key(about.key.short().to_string()), true),
         (Purge::Operation(Operation::JobStatus), false),
-        (Purge::Data("main".to_owned()), false),
+        (Purge::Data(AccountId::example()), false),
         (Purge::Key(Key::from_bytes([2; 32]).to_string()), false),
     ] {
         let noted = note(&a, TEXT);

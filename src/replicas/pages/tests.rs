@@ -71,7 +71,7 @@ impl Replica {
     /// A new response to this query.
     pub(in crate::replicas) fn response(&self, name: &'static str) -> StoredResponse {
         let stored = StoredResponse::example(key(name), self.clock.moment(), 60 * S);
-        StoredResponse { account: Arc::clone(&self.account.name), ..stored }
+        StoredResponse { account: self.account.id(), ..stored }
     }
 
     pub(in crate::replicas) fn keep(&self, name: &'static str) {

@@ -13,6 +13,7 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use http::StatusCode;
 
+use crate::accounts::AccountId;
 use crate::cache::record::{self, ClockSnapshot, Nanos};
 use crate::cache::sets::ResultSet;
 use crate::cache::stored::StoredResponse;
@@ -124,7 +125,8 @@ fn place(result_set: ResultSet, key: Key) -> StoredResponse {
     };
     StoredResponse {
         representation: Arc::new(representation),
-        account: "".into(),
+        // Nobody reads it.
+        account: AccountId([0; 16]),
         operation: Operation::Page,
         made: result_set.begun,
         lifetimes: result_set.lifetimes,

@@ -122,7 +122,7 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
     first.close().await;
     let mut worker = worker(home.path(), first.store.memory());
     let newer = || stored(1, first.clock, "newer");
-    worker.batch = vec![file::DiskChange::Keep(key(1), newer()), file::DiskChange::Remove(vec![key(2)])];
+    worker.batch = vec![file::DiskChange::Keep(key(1), Box::new(newer())), file::DiskChange::Remove(vec![key(2)])];
     worker.shared.waiting.store(1, Ordering::Relaxed);
     worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
     assert!(!worker.abandon_batch(), "the file stays");
@@ -136,13 +136,13 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
     assert_eq!(fault, Some(DiskFault { since: begun, cause: "no permission".to_owned() }), "one episode");
     // While pages cannot be written, those that they replace are still removed.
     worker.removals_only = RemovalsOnly::Until(first.clock.now() + HOUR);
-    worker.batch = vec![file::DiskChange::Keep(key(3), newer())];
+    worker.batch = vec![file::DiskChange::Keep(key(3), Box::new(newer()))];
     worker.shared.waiting.store(1, Ordering::Relaxed);
     worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
     worker.write(&mut file).unwrap();
     assert!(worker.shared.fault().is_some(), "removals alone do not end it");
     worker.removals_only = RemovalsOnly::No;
-    worker.batch = vec![file::DiskChange::Keep(key(5), newer())];
+    worker.batch = vec![file::DiskChange::Keep(key(5), Box::new(newer()))];
     worker.shared.waiting.store(1, Ordering::Relaxed);
     worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
     worker.write(&mut file).unwrap();

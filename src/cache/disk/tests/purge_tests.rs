@@ -10,14 +10,14 @@ async fn replacements_and_purges_reach_the_disk() {
     let set = Some(ResultSet::begin(key(2), clock.moment(), stored(2, clock, "").lifetimes));
     first.keep(1);
     first.insert(1, stored(1, clock, "newer"));
-    first.insert(2, StoredResponse { account: "other".into(), result_set: set, ..stored(2, clock, body(2)) });
+    first.insert(2, StoredResponse { account: AccountId::other(), result_set: set, ..stored(2, clock, body(2)) });
     let further = StoredResponse { operation: Operation::Page, result_set: set, ..stored(3, clock, body(3)) };
     first.insert(3, further);
     first.insert(4, StoredResponse { operation: Operation::Metadata, ..stored(4, clock, body(4)) });
     first.keep(5);
     first.keep(6);
     first.until("written", |first| first.view().entries == 6).await;
-    assert_eq!(first.store.purge(&Purge::Account("other".to_owned())).pages, 2, "with its result set");
+    assert_eq!(first.store.purge(&Purge::Account(AccountId::other())).pages, 2, "with its result set");
     assert_eq!(first.store.purge(&Purge::Operation(Operation::Metadata)).pages, 1);
     assert_eq!(first.store.purge(&Purge::Key(key(5).to_string())).pages, 1);
     first.keep(5);
@@ -142,9 +142,9 @@ async fn no_place_of_a_replaced_set_stays_behind_a_page_that_memory_has_lost() {
     let (clock, sets) = (running.clock, &running.store.memory().sets);
     let first = stored(1, clock, body(1));
     let set = ResultSet::begin(key(1), clock.moment(), first.lifetimes);
-    let account = Arc::clone(&first.account);
+    let account = first.account;
     running.insert(1, StoredResponse { result_set: Some(set), next: Some(key(2)), ..first });
-    sets.expect(key(3), set, &account);
+    sets.expect(key(3), set, account);
     running.store.outdate(&[(key(1), clock.moment().after(HOUR))].into(), clock);
     assert_eq!(running.store.membership(&key(3), clock.moment()), Membership::Unknown);
 }

@@ -45,7 +45,7 @@ async fn a_page_that_memory_dropped_for_one_it_does_not_keep_stays_gone() {
     first.insert(2, further_page(2, set, clock, "old"));
     let newer = first_page(1, 2, clock, "not to be kept");
     let unstored = UnstoredResponse {
-        account: Arc::clone(&newer.account),
+        account: newer.account,
         asked: clock.now(),
         made: newer.made,
         begins: newer.result_set,

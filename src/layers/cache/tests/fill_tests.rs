@@ -347,7 +347,7 @@ async fn three(server: &TestServer, policy: Policy, upstream: &Upstream) -> Vec<
             store.load(&query.team.account, query.key(), &query.context, clock.now()).is_some()
         })
         .await;
-        let layer = CacheLayer::new(store, policy, one_name(), Arc::clone(&metrics), clock);
+        let layer = CacheLayer::new(store, policy, Arc::clone(&metrics), clock);
         replicas.push(Replica { cache: Cache::new(layer, upstream), metrics });
     }
     replicas

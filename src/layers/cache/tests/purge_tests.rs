@@ -10,7 +10,7 @@ async fn pages_are_purged_by_account_operation_and_key() {
     for body in ["a", "b", "c"] {
         ask(&cache, call(body)).await.unwrap();
     }
-    assert_eq!(purge(&cache, &Purge::Account("other".into())), 0);
+    assert_eq!(purge(&cache, &Purge::Account(AccountId::other())), 0);
     assert_eq!(purge(&cache, &Purge::Operation(Operation::Metadata)), 0);
     assert_eq!(purge(&cache, &Purge::Key(call("a").key().short().to_string())), 1);
     assert_eq!(store.entries(None, 10, cache.layer.clock.moment()).len(), 2);
@@ -34,7 +34,7 @@ async fn pages_of_a_result_set_are_purged_together() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_asks_after_a_purge_joins_no_earlier_flight() {
     let key = *call("q").key();
-    let account = Purge::Account("main".into());
+    let account = Purge::Account(AccountId::example());
     let scopes = [
         Purge::All,
         account,
@@ -66,7 +66,7 @@ async fn a_purge_of_something_else_costs_no_call() {
     let cache = cache(&upstream);
     let before = tokio::spawn(cache.clone().oneshot(call("q")));
     settle().await;
-    purge(&cache, &Purge::Account("other".into()));
+    purge(&cache, &Purge::Account(AccountId::other()));
     purge(&cache, &Purge::Operation(Operation::Metadata));
     purge(&cache, &Purge::Key(call("p").key().to_string()));
     let after = tokio::spawn(cache.clone().oneshot(call("q")));

@@ -46,7 +46,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
         let key = *call.key();
         let stored = StoredResponse {
             representation: Arc::new(page),
-            account: "main".into(),
+            account: AccountId::example(),
             operation: Operation::Query,
             made: clock.moment(),
             lifetimes: POLICY.query,

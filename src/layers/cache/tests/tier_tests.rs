@@ -37,7 +37,7 @@ impl Tier for Far {
         keep().kept
     }
 
-    fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replacement, remove: &mut dyn FnMut() -> Vec<Key>) {
         remove();
     }
 

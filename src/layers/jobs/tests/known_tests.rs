@@ -1,6 +1,7 @@
 //! What is known of jobs beyond their stored answers.
 
 use super::*;
+use crate::accounts::AccountId;
 
 /// Answers that replace those of [`twilio`].
 type Replies = Arc<Mutex<Vec<(Operation, Reply)>>>;
@@ -231,7 +232,7 @@ async fn polls_are_rare_while_no_status_is_stored() {
 /// Drops the stored status of `op_1`, and nothing of what is known.
 fn evict(rig: &Rig) {
     let unstored = UnstoredResponse {
-        account: "main".into(),
+        account: AccountId::example(),
         asked: rig.clock.now(),
         made: rig.clock.moment(),
         begins: None,

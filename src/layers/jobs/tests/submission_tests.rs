@@ -1,6 +1,7 @@
 //! Submissions: which of them share a job.
 
 use super::*;
+use crate::accounts::AccountId;
 
 #[tokio::test(start_paused = true)]
 async fn an_identical_submission_gets_the_job_of_the_first() {
@@ -138,5 +139,5 @@ async fn a_purge_drops_jobs() {
         assert_eq!(rig.store.purge(&which).pages, 1);
     }
     assert_eq!(body(&rig.submit().await), job("op_2", "PENDING"));
-    assert_eq!(rig.store.purge(&Purge::Account("main".to_owned())).pages, 1);
+    assert_eq!(rig.store.purge(&Purge::Account(AccountId::example())).pages, 1);
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::accounts::AccountId;
 use crate::cache::flight::Flown;
 use crate::replicas::pages::tests::set_of;
 use crate::request::query::ClientQuery;
@@ -11,8 +12,8 @@ async fn a_purge_of_every_kind_holds_everywhere() {
     renamed.shares().await;
     let kinds = [
         Purge::All,
-        Purge::Account("main".to_owned()),
-        Purge::Data("main".to_owned()),
+        Purge::Account(AccountId::example()),
+        Purge::Data(AccountId::example()),
         Purge::Operation(Operation::Query),
         Purge::Key(key("a").to_string()),
         Purge::Key(key("a").short().to_string()),

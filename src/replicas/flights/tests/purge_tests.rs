@@ -1,4 +1,5 @@
 use super::*;
+use crate::accounts::AccountId;
 
 #[tokio::test]
 async fn nobody_joins_a_flight_from_before_a_purge() {
@@ -6,7 +7,7 @@ async fn nobody_joins_a_flight_from_before_a_purge() {
     let [one, two, three] = Replica::three(&server).await;
     let purged = one.lead(&wanted()).await;
     let from_before = two.join(&wanted()).await;
-    three.flights.purge(&Purge::Account("another".to_owned()), None);
+    three.flights.purge(&Purge::Account(AccountId::other()), None);
     drop(three.join(&wanted()).await);
     // It came before the flight began, and was told late.
     let earlier = three.clock.moment().before(60_000 * MS);
@@ -32,8 +33,8 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
     let page = ClaimRequest { key: Key::new(&page.team.account, Operation::Page, "pageToken=a", b""), ..page };
     for which in [
         Purge::All,
-        Purge::Account("main".to_owned()),
-        Purge::Data("main".to_owned()),
+        Purge::Account(AccountId::example()),
+        Purge::Data(AccountId::example()),
         Purge::Operation(Operation::Query),
         Purge::Key(wanted().key.short().to_string()),
     ] {
@@ -60,7 +61,7 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
     flights.outdate((0..=REPLACED).map(replaced).collect());
     assert!(flights.replaced().is_empty() && flights.purged(&wanted()).is_some());
     for n in 0..10 * PURGES {
-        replica.flights.purge(&Purge::Account(n.to_string()), None);
+        replica.flights.purge(&Purge::Key(format!("{n:016x}")), None);
     }
     assert!(replica.flights.lock().len() <= PURGES);
     assert!(replica.flights.purged(&wanted()).is_some(), "what cannot be told apart counts as purged");

@@ -50,7 +50,7 @@ async fn a_value_of_another_type_is_a_miss_that_is_replaced_or_removed() {
     one.written().await;
     assert!(other.body("a").await.is_some());
     damage().await;
-    let account = Arc::clone(&one.account.name);
+    let account = one.account.id();
     let (asked, made) = (one.clock.now(), one.clock.moment());
     let unstored = UnstoredResponse { account, asked, made, begins: None, next: None, is_shared: true };
     one.store.supersede(key("a"), &unstored);

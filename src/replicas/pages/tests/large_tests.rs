@@ -83,7 +83,7 @@ async fn a_large_page_that_was_overtaken_does_not_come_back() {
         if is_replaced {
             one.keep("large");
         } else {
-            let account = Arc::clone(&one.account.name);
+            let account = one.account.id();
             let (asked, made) = (one.clock.now(), one.clock.moment());
             let unstored = UnstoredResponse { account, asked, made, begins: None, next: None, is_shared: true };
             one.store.supersede(key("large"), &unstored);

@@ -17,7 +17,7 @@ async fn a_page_is_found_by_a_replica_with_other_names_and_another_wall_clock() 
     assert_eq!(other.in_memory("a"), None);
     assert_eq!(other.body("a").await, Some(example_body("a")));
     let entry = other.store.page(&key("a")).unwrap();
-    assert_eq!(&*entry.stored.account, "renamed");
+    assert_eq!(entry.stored.account, one.account.id());
     let age = entry.stored.age(other.clock.moment());
     assert!(age >= 20 * S && age < 25 * S, "{age:?}");
     assert!(entry.asked <= other.clock.now());

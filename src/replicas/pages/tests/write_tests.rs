@@ -143,3 +143,20 @@ async fn pages_that_the_store_refuses_are_not_sent_again_and_again() {
     one.written().await;
     assert_eq!(other.body("e").await, Some(example_body("e")));
 }
+
+#[tokio::test]
+async fn a_replaced_page_leaves_the_store_although_its_account_has_another_name_now() {
+    let Some(server) = TestServer::start() else { return };
+    let one = Replica::start(&server).await;
+    one.keep("a");
+    one.written().await;
+    let renamed = Account { name: "renamed".into(), ..Account::clone(&one.account) };
+    let namesake = Account { sid: "AC2".to_owned(), ..Account::clone(&one.account) };
+    one.pages.0.accounts.set(&[Arc::new(renamed), Arc::new(namesake)]);
+    let (account, asked, made) = (one.account.id(), one.clock.now(), one.clock.moment());
+    let unkept = UnstoredResponse { account, asked, made, begins: None, next: None, is_shared: true };
+    one.store.supersede(key("a"), &unkept);
+    until("the page is removed", || one.operations("page_remove", "ok") == 1).await;
+    let other = Replica::start(&server).await;
+    assert_eq!(other.body("a").await, None);
+}

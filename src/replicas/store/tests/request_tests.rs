@@ -176,7 +176,7 @@ impl Tier for Pages {
         keep().kept
     }
 
-    fn remove(&self, _: &Replacement<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replacement, remove: &mut dyn FnMut() -> Vec<Key>) {
         remove();
     }
 
@@ -304,8 +304,7 @@ impl Gateway {
         let flights = Arc::new(SharedFlights::new(self.store.clone(), clock));
         let store = Store::new(1 << 24, &metrics).with_fill_lock(flights).with_replicas(|_| Arc::new(pages));
         let budget = BudgetLayer::new(PerAccount::example(self.budget.clone()), Arc::clone(&metrics), clock);
-        let names = PerAccount::example(Arc::from(["main".into()]));
-        let cached = CacheLayer::new(store.clone(), NOT_SHARED, names, metrics, clock).layer(budget.layer(upstream));
+        let cached = CacheLayer::new(store.clone(), NOT_SHARED, metrics, clock).layer(budget.layer(upstream));
         let settings = jobs::Settings { dedup: S, deadline: 90 * S };
         let jobs =
             JobsLayer::new(store.clone(), self.owners.clone(), settings, Draining::default(), clock).layer(cached);
