@@ -58,7 +58,7 @@ where
         match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => Either::Left(Counted { answer: self.inner.call(request), permit }),
             Err(_) => {
-                let message = "the gateway has as many requests as it can hold; come back shortly";
+                let message = "the gateway already handles as many requests as it may; come back shortly";
                 let error = GatewayError::new(Reason::Overloaded, message).with_retry_after(Duration::from_secs(1));
                 Either::Right(ready(Err(error)))
             }

@@ -111,7 +111,7 @@ where
             }
             (Decision::Refuse, _) => Either::Left(ready(Err(GatewayError::new(
                 Reason::OnlyIfCached,
-                "nothing is cached that this request accepts, and it forbids asking Twilio",
+                "no stored response satisfies this request, and it forbids asking Twilio",
             )))),
             (_, entry) => Either::Right(Box::pin(self.clone().fetch(query, entry))),
         }

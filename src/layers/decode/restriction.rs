@@ -207,7 +207,7 @@ impl Restriction {
         match parameters.are_at_most(names) {
             true => Ok(()),
             false => {
-                Err(Denied::Shape("the query string says more than this team may say; leave out what is not needed"))
+                Err(Denied::Shape("the query string has parameters that this team may not send; leave them out"))
             }
         }
     }

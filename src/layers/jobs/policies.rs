@@ -63,7 +63,7 @@ impl<S> Jobs<S> {
             }
             let own = |id: &str| owners.has(scope, &Key::of_job(account, id), *clock);
             let left = job::list_of(&given.body, own).ok_or_else(|| {
-                GatewayError::new(Reason::UpstreamInvalid, "Twilio answered with something that is no list of jobs")
+                GatewayError::new(Reason::UpstreamInvalid, "Twilio answered with something that is not a list of jobs")
             })?;
             let key = match &response.content {
                 Content::Stored(entry) => entry.key_param,

@@ -32,7 +32,7 @@ pub(super) enum Coding {
 pub(super) enum CodingError {
     #[error("it is coded in a way that was not asked for")]
     Unknown,
-    #[error("it is not the gzip that it says it is")]
+    #[error("its Content-Encoding is gzip, but its bytes are not")]
     Broken(#[source] io::Error),
     #[error("it is larger than upstream.max_response when it is decoded")]
     TooLarge,

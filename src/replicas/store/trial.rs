@@ -13,7 +13,10 @@ use super::heartbeat::{HEARTBEAT, RIGHTS};
 use super::{Fault, SharedStore};
 use crate::replicas::connection::{self, NodeId, neighbour};
 use crate::replicas::error::StoreError;
+use crate::replicas::script::LuaScript;
 use crate::replicas::{cause, retry_pause};
+
+static TRIAL: LuaScript = LuaScript::of(&[RIGHTS, "return refusal(KEYS[1]) or 1"]);
 
 impl SharedStore {
     /// Tries in the background, as long as the store is used. Needs a tokio runtime.
@@ -128,7 +131,5 @@ impl SharedStore {
 }
 
 fn trial(key: &[u8]) -> Cmd {
-    let mut command = redis::cmd("EVAL");
-    command.arg([RIGHTS, "return refusal(KEYS[1]) or 1"].concat()).arg(1).arg(neighbour(key));
-    command
+    TRIAL.call(&[neighbour(key)])
 }
