@@ -206,9 +206,7 @@ impl Restriction {
     pub(super) fn prove_parameters(&self, parameters: &Parameters, names: &[&str]) -> Result<(), Denied> {
         match parameters.are_at_most(names) {
             true => Ok(()),
-            false => {
-                Err(Denied::Shape("the query string has parameters that this team may not send; leave them out"))
-            }
+            false => Err(Denied::Shape("the query string has parameters that this team may not send; leave them out")),
         }
     }
 
