@@ -29,9 +29,10 @@ impl ReplicaState {
         gives_up
     }
 
-    /// Whether it spends its own share.
+    /// Whether it spends its own share. One that spends nothing and asks for nothing does not, because it would not notice
+    /// when the store answers again.
     pub(in crate::replicas::budget) fn is_standalone(&self) -> bool {
-        matches!(self.mode, Mode::Standalone(_))
+        matches!(self.mode, Mode::Standalone(_)) && !self.is_dormant()
     }
 
     fn go_standalone(&mut self, now: Instant) {

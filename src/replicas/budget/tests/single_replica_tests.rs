@@ -446,3 +446,21 @@ async fn a_store_that_refuses_the_budget_is_asked_about_once_a_second_and_the_re
     assert_eq!(*store.standalone.lock().unwrap(), None);
     calls.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_account_that_is_not_configured_is_no_fault_of_the_store() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(5, 5));
+    send(&budget, &team("a", 1)).await;
+    store.is_up.send_replace(false);
+    tokio::time::sleep(S).await;
+    assert!(store.standalone.lock().unwrap().is_some());
+    budget.retire();
+    tokio::time::sleep(S).await;
+    assert_eq!(*store.standalone.lock().unwrap(), None);
+    for is_up in [true, false, true] {
+        store.is_up.send_replace(is_up);
+        tokio::time::sleep(S).await;
+        assert_eq!(*store.standalone.lock().unwrap(), None);
+    }
+}
