@@ -40,15 +40,21 @@ async fn a_request_on_a_kept_alive_connection_is_refused_during_the_drain() {
         assert_eq!(client.ask(&get("/nowhere", "")).await.status, 404);
         kept.push(client);
     }
-    let silent = Client::connect(process.data).await;
+    let mut silent = Client::connect(process.data).await;
     process.signal("TERM");
     is_draining(&process).await;
+    // Connections are told to leave when the listener has ended, which is a moment later.
+    poll("the listener is closed", || async { TcpStream::connect(process.data).await.is_err().then_some(()) }).await;
+    // All are sent before the first answer is read, because the connections stay open for half a second only.
     for (client, request) in kept.iter_mut().zip([post(ASK), get(METADATA, ""), get("/nowhere", "")]) {
-        assert_draining(&client.ask(&request).await);
+        client.send(&request).await;
+    }
+    silent.send(&post(ASK)).await;
+    for mut client in kept {
+        assert_draining(&client.answer().await);
         assert_eq!(client.rest().await, b"");
     }
-    let mut silent = silent;
-    assert_draining(&silent.ask(&post(ASK)).await);
+    assert_draining(&silent.answer().await);
     gate.open();
     let answer = in_flight.answer().await;
     answer.assert_page(PAGE, "miss");
