@@ -98,11 +98,12 @@ pub async fn run<S>(
         .into_iter()
         .map(|bound| {
             let accept = Accept { serving: Serving { limits: limits.clone(), service: service.clone() } };
-            let (tls, shutdown) = (tls.clone(), shutdown.clone());
+            let (tls, shutdown, connections) = (tls.clone(), shutdown.clone(), limits.connections.clone());
             tokio::spawn(async move {
                 tokio::select! {
                     () = accept.forever(&bound, tls) => {}
-                    () = shutdown => {}
+                    // At once, so that no response in progress seems to keep its connection open.
+                    () = shutdown => connections.give_all(Order::Leave),
                 }
             })
         })
