@@ -120,7 +120,7 @@ impl AccountBudget {
             return Err(GatewayError::abandoned());
         }
         waiters.set_estimated_start(None);
-        let mut is_settled = false;
+        let mut has_waited = false;
         let (mut guard, mut granted) = loop {
             let soon = match self.0.arrive(call, waiting_teams) {
                 Ok(Arrival::Granted(permit)) => return Ok(permit),
@@ -128,9 +128,10 @@ impl AccountBudget {
                 Ok(Arrival::Early(soon)) => soon,
                 Err(refused) => {
                     // Its place is kept. It is told when to come back once that is known.
-                    let settles_at = self.0.settles_at(call, &refused).filter(|_| !is_settled).ok_or(refused)?;
-                    is_settled = true;
-                    settles_at
+                    let queues_known_at =
+                        self.0.queues_known_at(call, &refused).filter(|_| !has_waited).ok_or(refused)?;
+                    has_waited = true;
+                    queues_known_at
                 }
             };
             waiters.set_estimated_start(Some(soon));
@@ -287,12 +288,12 @@ impl Shared {
 
     /// Until when this refusal has to wait for what other processes tell of their queues, by which its `Retry-After` is
     /// right; `None` where it is right now, or where the call has no time for that.
-    fn settles_at(&self, call: &UpstreamCall, refused: &GatewayError) -> Option<Instant> {
+    fn queues_known_at(&self, call: &UpstreamCall, refused: &GatewayError) -> Option<Instant> {
         if !matches!(refused.reason(), Reason::Deadline | Reason::TeamRateLimit) {
             return None;
         }
-        let settles_at = self.lock().state.quota.settles_at()?;
-        (self.clock.now() < settles_at && settles_at < useful_until(call)).then_some(settles_at)
+        let queues_known_at = self.lock().state.quota.queues_known_at()?;
+        (self.clock.now() < queues_known_at && queues_known_at < useful_until(call)).then_some(queues_known_at)
     }
 
     /// Serves every call that can be served, refuses those that will be late, and sets the timer for the next.

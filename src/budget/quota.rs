@@ -239,7 +239,7 @@ pub trait QuotaSource: Debug + Send {
 
     /// Until when estimates may be too early: many calls have come, and other processes do not know of them yet, or this
     /// one not of theirs.
-    fn settles_at(&self) -> Option<Instant> {
+    fn queues_known_at(&self) -> Option<Instant> {
         None
     }
 

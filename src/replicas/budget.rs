@@ -245,8 +245,8 @@ impl QuotaSource for SharedQuota {
         self.replica().common_circuit()
     }
 
-    fn settles_at(&self) -> Option<Instant> {
-        self.replica().settles_at()
+    fn queues_known_at(&self) -> Option<Instant> {
+        self.replica().queues_known_at()
     }
 
     fn nth_at(&self, n: u32, now: Instant) -> Instant {

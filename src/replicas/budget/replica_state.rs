@@ -31,7 +31,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Calls that come at once, at several replicas, have been told to all of them after this time: some round trips, and the
 /// time in which busy processes read what has come.
-const SETTLING: Duration = Duration::from_millis(200);
+const QUEUE_EXCHANGE: Duration = Duration::from_millis(200);
 
 /// Where the tokens come from.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ pub(super) struct ReplicaState {
     /// The same number, as it was last reported to the store.
     reported_queue: u32,
     /// Queues, here or elsewhere, have grown so much that estimates are too early until then.
-    settles_at: Option<Instant>,
+    queues_known_at: Option<Instant>,
     /// The teams that wait here, as the store knows it.
     registered: Vec<Turn>,
     held: VecDeque<HeldToken>,
@@ -141,7 +141,7 @@ impl ReplicaState {
             demand: Vec::new(),
             queue: 0,
             reported_queue: 0,
-            settles_at: None,
+            queues_known_at: None,
             registered: Vec::new(),
             held: VecDeque::new(),
             used: VecDeque::new(),
@@ -396,7 +396,7 @@ impl ReplicaState {
     fn queue_changed(&mut self, before: u32, queue: u32, now: Instant) -> bool {
         let is_another = queue.abs_diff(before) > before / 16 + 2;
         if is_another && queue > before {
-            self.settles_at = Some(now + SETTLING);
+            self.queues_known_at = Some(now + QUEUE_EXCHANGE);
         }
         is_another
     }

@@ -16,8 +16,8 @@ impl ReplicaState {
     }
 
     /// Until when [`nth_at`](Self::nth_at) may be too early.
-    pub(in crate::replicas::budget) fn settles_at(&self) -> Option<Instant> {
-        self.settles_at.filter(|_| self.living > 1 && matches!(self.mode, Mode::Shared))
+    pub(in crate::replicas::budget) fn queues_known_at(&self) -> Option<Instant> {
+        self.queues_known_at.filter(|_| self.living > 1 && matches!(self.mode, Mode::Shared))
     }
 
     /// When the `n`-th token is expected here. Each replica whose queue is as long gets as many tokens meanwhile, and
