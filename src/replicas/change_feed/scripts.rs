@@ -164,7 +164,7 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
     };
     let entry = [store.id().as_bytes(), &change.write()].concat();
     let name = store.key_names().of_deployment(stream.key());
-    let failed = |why: &str| StoreError::Failed(format!("a change cannot be told: {why}"));
+    let failed = |why: &str| StoreError::Failed(format!("a change cannot be published: {why}"));
     let entry =
         store.sealer().seal(&context(&name, &generation.0), &entry).map_err(|_| failed("it cannot be sealed"))?;
     let mut command = call(store, &APPEND, stream, other);

@@ -88,13 +88,13 @@ impl SharedStore {
         let before = link.level();
         let is_changed = change(&mut link);
         if is_changed {
-            self.settle(&mut link, before);
+            self.report(&mut link, before);
         }
         is_changed
     }
 
     /// Logs what is new, while `link` is locked: lines must be in the order of what happened.
-    fn settle(&self, link: &mut Link, before: Level) {
+    fn report(&self, link: &mut Link, before: Level) {
         let (now, level) = (self.0.clock.now(), link.level());
         let away_ms = now.saturating_duration_since(link.since).as_millis();
         if (level == Level::All) != (before == Level::All) {
