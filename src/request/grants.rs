@@ -33,7 +33,7 @@ pub trait SharedGrants: Debug + Send + Sync {
 /// Waits until other replicas know what was given out, before the client can follow a link at one of them. Not for a hit
 /// in memory, which never waits for another machine, and not if the request has waited for the store for too long: then
 /// the others know it a little later.
-pub async fn settle(giving: StoreWork, outcome: Outcome, wait: &StoreWait) {
+pub async fn share_before_answer(giving: StoreWork, outcome: Outcome, wait: &StoreWait) {
     match outcome {
         Outcome::Hit | Outcome::Stale | Outcome::Revalidated => giving.leave(),
         _ => giving.wait(wait).await,

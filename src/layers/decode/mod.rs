@@ -168,7 +168,7 @@ where
                     context.end_of(Stage::Cache);
                     let reply = reply?;
                     if let Some(giving) = tokens.and_then(|restriction| restriction.give_tokens_of(&reply.page)) {
-                        grants::settle(giving, reply.outcome, &context.store_wait).await;
+                        grants::share_before_answer(giving, reply.outcome, &context.store_wait).await;
                     }
                     reply
                 }

@@ -82,7 +82,7 @@ impl<S> Jobs<S> {
                 .collect(),
         };
         if let Some(giving) = owners.give(scope, account, &keys, *clock) {
-            grants::settle(giving, response.outcome, &query.context.store_wait).await;
+            grants::share_before_answer(giving, response.outcome, &query.context.store_wait).await;
         }
         Ok(())
     }
