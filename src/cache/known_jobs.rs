@@ -95,7 +95,7 @@ pub(crate) struct KnownJobs {
     /// What the last polls brought, under the same keys as the jobs.
     polls: Arc<Mutex<RecentEntries<LastPolls, FEW_ENTRIES>>>,
     /// Under the keys of submissions: the last one, if its end is unknown.
-    unsettled: Arc<Mutex<RecentEntries<Option<UncertainSubmission>, FEW_ENTRIES>>>,
+    uncertain: Arc<Mutex<RecentEntries<Option<UncertainSubmission>, FEW_ENTRIES>>>,
     /// Which jobs are lost, as the replicas tell each other.
     shared: Option<Arc<dyn SharedGrants>>,
     /// The notes of all replicas.
@@ -241,24 +241,24 @@ impl KnownJobs {
     }
 
     /// Records that the last submission has had an unknown end; `None` if its end is known.
-    pub(crate) fn submitted(&self, submission: Key, unsettled: Option<UncertainSubmission>) {
-        let mut keys = lock(&self.unsettled);
-        if unsettled.is_some() || keys.get(&submission).flatten().is_some() {
-            keys.update(submission, |kept| *kept = unsettled);
+    pub(crate) fn submitted(&self, submission: Key, uncertain: Option<UncertainSubmission>) {
+        let mut keys = lock(&self.uncertain);
+        if uncertain.is_some() || keys.get(&submission).flatten().is_some() {
+            keys.update(submission, |kept| *kept = uncertain);
         }
     }
 
     /// Records that the other replicas know this `Idempotency-Key` of the last submission.
     pub(crate) fn shared_key(&self, submission: &Key, key: &HeaderValue) {
-        let mut keys = lock(&self.unsettled);
-        if let Some(unsettled) = keys.get(submission).flatten().filter(|unsettled| unsettled.key == *key) {
-            keys.update(*submission, |kept| *kept = Some(UncertainSubmission { is_shared: true, ..unsettled }));
+        let mut keys = lock(&self.uncertain);
+        if let Some(uncertain) = keys.get(submission).flatten().filter(|uncertain| uncertain.key == *key) {
+            keys.update(*submission, |kept| *kept = Some(UncertainSubmission { is_shared: true, ..uncertain }));
         }
     }
 
     /// The last submission, if its end is unknown.
-    pub(crate) fn unsettled(&self, submission: &Key) -> Option<UncertainSubmission> {
-        lock(&self.unsettled).get(submission).flatten()
+    pub(crate) fn uncertain(&self, submission: &Key) -> Option<UncertainSubmission> {
+        lock(&self.uncertain).get(submission).flatten()
     }
 
     /// Forgets what statuses said that are purged: how their jobs ended, until when results exist, and when to poll
@@ -279,7 +279,7 @@ impl KnownJobs {
     }
 
     fn forget_where(&self, is_submission: impl Fn(&Key) -> bool, is_status: impl Fn(&Key) -> bool) {
-        lock(&self.unsettled).forget(is_submission);
+        lock(&self.uncertain).forget(is_submission);
         lock(&self.polls).forget(&is_status);
         let mut generations = lock(&self.jobs);
         let RecentEntries { newer, older } = &mut *generations;

@@ -122,8 +122,8 @@ impl Memory {
         removed
     }
 
-    pub(crate) fn settle(&self) {
+    pub(crate) fn run_evictions(&self) {
         self.pages.run_pending_tasks();
-        self.sets.settle();
+        self.sets.run_evictions();
     }
 }

@@ -237,7 +237,7 @@ impl ResultSets {
         }
     }
 
-    pub(crate) fn settle(&self) {
+    pub(crate) fn run_evictions(&self) {
         self.places.run_pending_tasks();
     }
 
@@ -294,7 +294,7 @@ mod tests {
         let (sets, account) = (ResultSets::new(8192), AccountId::example());
         for n in 0..100u32 {
             sets.begin(result_set(*ClientQuery::example(Operation::Query, &n.to_string(), "").key(), n), account, true);
-            sets.settle();
+            sets.run_evictions();
         }
         assert!(sets.bytes() <= 8192);
         let at = |seconds| Moment::from_nanos(0).after(S * seconds);

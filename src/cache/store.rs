@@ -65,7 +65,7 @@ pub struct Store {
     /// and no response is kept that was requested before a purge.
     changes: Arc<Mutex<RecentReplacements>>,
     /// Bytes written since the store last made moka evict.
-    unsettled: Arc<AtomicU64>,
+    written_since_eviction: Arc<AtomicU64>,
     purges: Arc<AtomicU64>,
     compressions: Arc<Semaphore>,
 }
@@ -89,7 +89,7 @@ impl Store {
             disk: None,
             fill_lock: None,
             changes: Arc::default(),
-            unsettled: Arc::default(),
+            written_since_eviction: Arc::default(),
             purges: Arc::default(),
             compressions: Arc::new(Semaphore::new(COMPRESSIONS)),
         }
@@ -244,12 +244,12 @@ impl Store {
 
     /// Makes moka evict now if many bytes were written since it last did. By itself moka lets dozens of writes wait,
     /// which with large pages is a large part of a small cache.
-    fn settle(&self, written: u64) {
+    fn evict_after(&self, written: u64) {
         const SHARE: u64 = 64;
-        let unsettled = self.unsettled.fetch_add(written, Ordering::Relaxed) + written;
-        if unsettled > self.capacity / SHARE {
-            self.unsettled.store(0, Ordering::Relaxed);
-            self.memory.settle();
+        let written_since_eviction = self.written_since_eviction.fetch_add(written, Ordering::Relaxed) + written;
+        if written_since_eviction > self.capacity / SHARE {
+            self.written_since_eviction.store(0, Ordering::Relaxed);
+            self.memory.run_evictions();
         }
     }
 
@@ -260,7 +260,7 @@ impl Store {
 
     /// The number of pages and the bytes of all that is kept, after pending evictions.
     pub fn size(&self) -> (u64, u64) {
-        self.memory.settle();
+        self.memory.run_evictions();
         let Memory { pages, sets } = &self.memory;
         (pages.entry_count(), pages.weighted_size() + sets.bytes())
     }

@@ -253,7 +253,7 @@ impl Worker {
                 tracing::warn!(broken, "pages on disk are damaged and will be fetched again");
             }
             // At first, restored pages count as used in the order of their age. moka applies that lazily.
-            self.memory.settle();
+            self.memory.run_evictions();
             if !interrupted {
                 let seconds = self.clock.now().saturating_duration_since(begun).as_secs_f64();
                 tracing::info!(restored, seconds, "pages loaded from disk");

@@ -48,6 +48,6 @@ impl Store {
             self.memory.pages.insert(key, Arc::clone(entry));
             entry.compression.reweighed.store(false, Ordering::Relaxed);
         }
-        self.settle(weight);
+        self.evict_after(weight);
     }
 }

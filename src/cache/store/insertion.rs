@@ -100,7 +100,7 @@ impl Store {
             None => keep().kept,
         };
         if kept {
-            self.settle(entry.weight().into());
+            self.evict_after(entry.weight().into());
         }
         kept
     }

@@ -152,7 +152,7 @@ impl CacheLayer {
 
     /// What this replica knows of an earlier submission whose end is unknown.
     fn known_key(&self, call: &UpstreamCall, directives: &CacheDirectives) -> Option<UncertainSubmission> {
-        let known = self.store.jobs.unsettled(&call.key)?;
+        let known = self.store.jobs.uncertain(&call.key)?;
         (!directives.no_cache && self.accepts(known.since, directives)).then_some(known)
     }
 
